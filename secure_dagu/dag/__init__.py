@@ -1,0 +1,1 @@
+"""What to run: the workflow language. Pure."""

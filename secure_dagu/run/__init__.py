@@ -1,0 +1,1 @@
+"""How one attempt advances. Pure: no clock, no input, no output."""
