@@ -30,7 +30,11 @@ def generate(out: Path) -> dict[str, str]:
         # protoc writes imports relative to the proto root; ours live in secure_dagu.wire.pb, under flat names.
         for package in ("coordinator.v1", "secure_dagu.v1"):
             text = text.replace(f"from {package} import", "from secure_dagu.wire.pb import")
-            text = text.replace(f"import {package}.", "import secure_dagu.wire.pb.").replace(f"{package}.coordinator_pb2", "secure_dagu.wire.pb.coordinator_pb2").replace(f"{package}.extensions_pb2", "secure_dagu.wire.pb.extensions_pb2")
+            text = (
+                text.replace(f"import {package}.", "import secure_dagu.wire.pb.")
+                .replace(f"{package}.coordinator_pb2", "secure_dagu.wire.pb.coordinator_pb2")
+                .replace(f"{package}.extensions_pb2", "secure_dagu.wire.pb.extensions_pb2")
+            )
         texts[path.name] = text
     texts["__init__.py"] = INIT
     return texts

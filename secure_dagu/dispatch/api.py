@@ -18,6 +18,7 @@ from secure_dagu.dispatch.model import (
     Claim,
     ClaimToken,
     LogPart,
+    Owner,
     RunEvent,
     RunningTask,
     RunSummary,
@@ -67,9 +68,7 @@ class TaskDesk(Protocol):
         """Turn an offer into a lease, durably, before answering. Repeating an accepted one is accepted again."""
         ...
 
-    async def heartbeat(
-        self, caller: Caller, *, labels: Mapping[str, str], stats: WorkerStats
-    ) -> Sequence[AttemptKey]:
+    async def heartbeat(self, caller: Caller, *, labels: Mapping[str, str], stats: WorkerStats) -> Sequence[AttemptKey]:
         """Note presence (memory only); return the attempts among `stats.running` that must stop."""
         ...
 
@@ -101,9 +100,7 @@ class RunReports(Protocol):
         """
         ...
 
-    async def stream_logs(
-        self, caller: Caller, identity: StreamIdentity, parts: AsyncIterator[LogPart]
-    ) -> Uploaded:
+    async def stream_logs(self, caller: Caller, identity: StreamIdentity, parts: AsyncIterator[LogPart]) -> Uploaded:
         """Write log bytes at their offsets. The lease is checked again for every message.
 
         Raises:
@@ -134,9 +131,7 @@ class RunReports(Protocol):
         """
         ...
 
-    def read_log(
-        self, caller: Caller, *, run: DagRunRef, step: str, stream: int, offset: int
-    ) -> AsyncIterator[bytes]:
+    def read_log(self, caller: Caller, *, run: DagRunRef, step: str, stream: int, offset: int) -> AsyncIterator[bytes]:
         """Yield a stored log from `offset` to its present end (our own extension)."""
         ...
 
@@ -219,6 +214,42 @@ class SharedState(Protocol):
             Refused: no fresh lease, not declared by the DAG, unproven link. One text for all: "secret reference access
                 denied".
             NotFound: no such secret.
+        """
+        ...
+
+
+class Coordinator(TaskDesk, RunReports, Bundles, SharedState, Protocol):
+    """Everything one coordinator answers, whether it is in this process or at the other end of a link."""
+
+
+class OwnedRoute(Coordinator, Protocol):
+    """The way to the coordinator that owns a task: its advertised address, else whoever else answers for it.
+
+    Order of candidates and what makes it move on: protocol, section 1.8, "Owner-bound RPCs".
+    """
+
+    @property
+    def problem(self) -> str:
+        """Say why the advertised address was not used; empty while it works. Known within 5 s of the first call."""
+        ...
+
+
+class Routes(Protocol):
+    """The coordinators that this process may talk to."""
+
+    def listed(self) -> Sequence[Coordinator]:
+        """Return the configured ones, in the configured order."""
+        ...
+
+    def anyone(self) -> Coordinator:
+        """Return a coordinator that tries the listed ones in random order until one answers (section 1.8)."""
+        ...
+
+    def owned(self, owner: Owner | None, *, served_by: Coordinator) -> OwnedRoute:
+        """Return the route for a task claimed from `served_by` with this owner; no owner means `served_by`.
+
+        An owner outside the configured list is dialled only over a proven link, where its certificate must carry the
+        coordinator role; over h2c the route stays with `served_by` (threat T11).
         """
         ...
 

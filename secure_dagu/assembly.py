@@ -1,0 +1,1 @@
+"""The only place that knows everyone: one async context manager a process."""
