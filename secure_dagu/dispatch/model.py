@@ -14,6 +14,8 @@ WorkerId = NewType("WorkerId", str)
 ClaimToken = NewType("ClaimToken", str)
 
 NO_LABELS: Mapping[str, str] = {}
+NO_ATTEMPT = AttemptId("")
+NO_KEY = AttemptKey("")
 
 
 class Role(StrEnum):
@@ -93,8 +95,8 @@ class Task:
     target_worker: WorkerId | None = None
     previous_status: str = ""
     """Status JSON of the run to continue; empty when there is none."""
-    attempt_id: AttemptId = AttemptId("")
-    attempt_key: AttemptKey = AttemptKey("")
+    attempt_id: AttemptId = NO_ATTEMPT
+    attempt_key: AttemptKey = NO_KEY
     labels: str = ""
     base_config: str = ""
     schedule_time: str = ""
