@@ -13,7 +13,6 @@ from secure_dagu.run.model import AttemptId, AttemptKey, DagRunRef
 WorkerId = NewType("WorkerId", str)
 ClaimToken = NewType("ClaimToken", str)
 
-NO_LABELS: Mapping[str, str] = {}
 NO_ATTEMPT = AttemptId("")
 NO_KEY = AttemptKey("")
 
@@ -91,7 +90,7 @@ class Task:
     params: str = ""
     step: str = ""
     include_downstream: bool = False
-    worker_selector: Mapping[str, str] = NO_LABELS
+    worker_selector: Mapping[str, str] = field(default_factory=dict)
     target_worker: WorkerId | None = None
     previous_status: str = ""
     """Status JSON of the run to continue; empty when there is none."""
