@@ -77,7 +77,10 @@ class TaskDesk(Protocol):
         ...
 
     def cancellations(self, caller: Caller) -> AsyncIterator[AttemptKey]:
-        """Yield attempts of this worker that must stop, as soon as that is known (our own extension)."""
+        """Yield attempts of this worker that must stop, as soon as that is known (our own extension).
+
+        The client yields `NO_KEY` first, when the stream stands; a coordinator may.
+        """
         ...
 
     async def cancel(self, caller: Caller, *, run: DagRunRef, root: DagRunRef | None) -> Verdict:

@@ -39,13 +39,19 @@ class RunRequest:
     default_shell: str = ""
     warnings: tuple[str, ...] = ()
     """Things the run's reader should know, put into the status document."""
+    bundle: Path | None = None
+    """The archive of `task.bundle`, already downloaded and its size and digest checked; None without a bundle."""
 
 
 class RunObserver(Protocol):
     """Who hears about the run. Calls return at once; the observer buffers."""
 
-    def status_changed(self, document: str) -> None:
-        """Take the whole status document (protocol, section 4) as JSON text; only the newest matters."""
+    def status_changed(self, document: str, *, final: bool = False) -> None:
+        """Take the whole status document (protocol, section 4) as JSON text; only the newest matters.
+
+        `final` is True once, with the last document of the run (terminal or waiting), after every log is closed: it is
+        withheld until logs and artifacts have arrived.
+        """
         ...
 
     def log_written(self, step: str, stream: LogStream, path: Path, size: int) -> None:
