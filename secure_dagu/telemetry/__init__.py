@@ -1,1 +1,1 @@
-"""TODO"""
+"""What can be measured and read: metrics, logs, the health port."""

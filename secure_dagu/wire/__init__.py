@@ -1,1 +1,1 @@
-"""TODO"""
+"""coordinator.v1 over gRPC: codec, streams, status, server, client."""

@@ -1,1 +1,1 @@
-"""TODO"""
+"""Generated from proto/ by proto/generate.py. Do not edit."""
