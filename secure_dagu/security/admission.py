@@ -1,0 +1,111 @@
+"""Decide whether one call may go on. Runs for every RPC and every message of a stream, so it must stay cheap."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from datetime import datetime
+from enum import StrEnum
+
+from secure_dagu.dispatch.model import Caller, Role, WorkerId
+from secure_dagu.errors import Refused, SecureDaguError, Unauthenticated
+from secure_dagu.security.identity import Identity, acts_as
+from secure_dagu.security.peer import Peer
+from secure_dagu.security.roles import METHODS_OF, UNPROVEN_METHODS
+
+
+class DenyReason(StrEnum):
+    """Why a call was refused: the closed set of the metric label `reason` (metrics reference, C.2)."""
+
+    WORKER_ID_MISMATCH = "worker_id_mismatch"
+    ROLE_NOT_ALLOWED = "role_not_allowed"
+    UNKNOWN_IDENTITY = "unknown_identity"
+    CERT_EXPIRED = "cert_expired"
+    CERT_REVOKED = "cert_revoked"
+    NOT_OWNER = "not_owner"
+
+
+@dataclass(frozen=True, slots=True)
+class Allow:
+    """Go on, as this caller."""
+
+    caller: Caller
+
+
+@dataclass(frozen=True, slots=True)
+class Deny:
+    """Stop. `reason` is for the metric and the audit log, `error` for the peer."""
+
+    reason: DenyReason
+    error: SecureDaguError
+
+
+def admit(peer: Peer | None, method: str, claimed_worker: str | None, now: datetime) -> Allow | Deny:
+    """Return who calls, or why the call is refused (threats reference, "Role × RPC", T01, T06).
+
+    Args:
+        peer: the other end as its handshake proved it; None when the register does not know the connection.
+        method: the full name, `/package.Service/Method`.
+        claimed_worker: the `worker_id` that the message carries; None when such messages have none. An empty one is
+            no claim: the certificate's name stands, and the servicer refuses it where the protocol requires the field.
+        now: aware UTC.
+    """
+    if peer is None:
+        return Deny(
+            DenyReason.UNKNOWN_IDENTITY,
+            Unauthenticated("the connection is not known", why="it did not pass the TLS edge"),
+        )
+    identity = peer.identity
+    if identity is None:
+        return _admit_unproven(method, claimed_worker)
+    # On every call, not only at the handshake: a connection may outlive the certificate that opened it.
+    if peer.not_after is None or now >= peer.not_after:
+        return _expired(peer, identity)
+    role = identity.role
+    methods = METHODS_OF.get(role)
+    if methods is None or method not in methods:
+        return _role_not_allowed(identity, method)
+    name = identity.name
+    if role is not Role.WORKER:
+        return Allow(Caller(role=role, name=name, proven=True))
+    if not claimed_worker:
+        return Allow(Caller(role=role, name=name, proven=True, worker=WorkerId(name)))
+    if claimed_worker == name or acts_as(name, claimed_worker):
+        return Allow(Caller(role=role, name=name, proven=True, worker=WorkerId(claimed_worker)))
+    return _mismatch(identity, claimed_worker)
+
+
+def _admit_unproven(method: str, claimed_worker: str | None) -> Allow | Deny:
+    """Without certificates nobody is more than what it says; only secrets stay closed."""
+    if method in UNPROVEN_METHODS:
+        worker = WorkerId(claimed_worker) if claimed_worker else None
+        return Allow(Caller(role=Role.ANONYMOUS, name=claimed_worker or "", proven=False, worker=worker))
+    error = Refused(
+        f"{method} is refused over an unproven link",
+        why="this coordinator runs with peer.insecure, so nobody can prove who asks",
+        fix="turn peer.insecure off on both ends and issue certificates with `secure-dagu pki issue ROLE NAME`",
+    )
+    return Deny(DenyReason.ROLE_NOT_ALLOWED, error)
+
+
+def _expired(peer: Peer, identity: Identity) -> Deny:
+    when = f"its certificate ended on {peer.not_after:%Y-%m-%d %H:%M}Z" if peer.not_after else "it has no end date"
+    fix = f"issue a new one with `secure-dagu pki issue {identity.role.value} {identity.name} --force`"
+    return Deny(DenyReason.CERT_EXPIRED, Unauthenticated(f"{identity} was refused", why=when, fix=fix))
+
+
+def _role_not_allowed(identity: Identity, method: str) -> Deny:
+    error = Refused(
+        f"{identity} may not call {method[:200]}",
+        why=f"the role {identity.role.value} does not include it",
+        fix="use a certificate of a role that does (`secure-dagu pki issue ROLE NAME`)",
+    )
+    return Deny(DenyReason.ROLE_NOT_ALLOWED, error)
+
+
+def _mismatch(identity: Identity, claimed: str) -> Deny:
+    error = Refused(
+        f"{identity} may not act as worker {claimed[:200]!r}",
+        why="a worker id must be the name in the certificate, or that name followed by @ and anything",
+        fix=f"start the worker with --worker.id={identity.name}, or issue a certificate for the other name",
+    )
+    return Deny(DenyReason.WORKER_ID_MISMATCH, error)
