@@ -54,7 +54,8 @@ def parse_identity(uri: str) -> Identity:
 def acts_as(name: str, worker_id: str) -> bool:
     """Tell whether a worker certificate of this name covers a worker id: the name itself, or `name@` and anything.
 
-    A worker's default id is `hostname@PID`, which no certificate could name in advance (threats reference, "TLS facts").
+    A worker's default id is `hostname@PID`, which no certificate could name in advance (threats reference, "TLS
+    facts").
     `@` cannot occur in a name (`NAME`), so `gpu-1` covers neither `gpu-10` nor `gpu`.
     """
     return worker_id == name or (worker_id.startswith(name) and worker_id[len(name) : len(name) + 1] == "@")

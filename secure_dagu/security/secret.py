@@ -44,11 +44,3 @@ class Secret:
 
     def __reduce__(self) -> NoReturn:
         raise TypeError("a Secret is not serialised")  # pickle and copy would write it somewhere unseen
-
-
-def mask(text: str, secrets: tuple[Secret, ...]) -> str:
-    """Return the text with every secret in it replaced, the longest first so that no rest of one stays."""
-    for secret in sorted(secrets, key=lambda item: len(item.reveal()), reverse=True):
-        if secret:
-            text = text.replace(secret.reveal(), MASK)
-    return text
