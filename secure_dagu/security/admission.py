@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from datetime import datetime
 from enum import StrEnum
+from functools import lru_cache
 
 from secure_dagu.dispatch.model import Caller, Role, WorkerId
 from secure_dagu.errors import Refused, SecureDaguError, Unauthenticated
@@ -61,17 +62,29 @@ def admit(peer: Peer | None, method: str, claimed_worker: str | None, now: datet
     if peer.not_after is None or now >= peer.not_after:
         return _expired(peer, identity)
     role = identity.role
-    methods = METHODS_OF.get(role)
-    if methods is None or method not in methods:
-        return _role_not_allowed(identity, method)
     name = identity.name
-    if role is not Role.WORKER:
-        return Allow(Caller(role=role, name=name, proven=True))
-    if not claimed_worker:
-        return Allow(Caller(role=role, name=name, proven=True, worker=WorkerId(name)))
-    if claimed_worker == name or acts_as(name, claimed_worker):
-        return Allow(Caller(role=role, name=name, proven=True, worker=WorkerId(claimed_worker)))
-    return _mismatch(identity, claimed_worker)
+    if role is _WORKER:
+        if method not in _WORKER_METHODS:
+            return _role_not_allowed(identity, method)
+        if not claimed_worker:
+            return _worker(name, name)
+        if claimed_worker == name or acts_as(name, claimed_worker):
+            return _worker(name, claimed_worker)
+        return _mismatch(identity, claimed_worker)
+    if method not in METHODS_OF.get(role, _NOTHING):
+        return _role_not_allowed(identity, method)
+    return Allow(Caller(role=role, name=name, proven=True))
+
+
+_WORKER = Role.WORKER
+_WORKER_METHODS = METHODS_OF[Role.WORKER]
+_NOTHING: frozenset[str] = frozenset()
+
+
+# Remembered because making two frozen values costs more than deciding; bounded because callers choose what follows `@`.
+@lru_cache(maxsize=4096)
+def _worker(name: str, worker_id: str) -> Allow:
+    return Allow(Caller(role=_WORKER, name=name, proven=True, worker=WorkerId(worker_id)))
 
 
 def _admit_unproven(method: str, claimed_worker: str | None) -> Allow | Deny:
