@@ -21,6 +21,7 @@ from secure_dagu.errors import (
     Unavailable,
 )
 from secure_dagu.run.model import AttemptKey
+from secure_dagu.telemetry import metrics
 from secure_dagu.worker.timings import Timings, full_jitter
 
 log = structlog.get_logger()
@@ -125,6 +126,7 @@ class Desk:
         self._heard = heard
         self._noticed = noticed
         self._open: set[asyncio.Timeout] = set()
+        self._connected = metrics.CLIENT_CONNECTED.labels(name)
 
     async def be_present(self) -> None:
         """Send heartbeats for ever.
@@ -138,6 +140,9 @@ class Desk:
                 stopped = await self.coordinator.heartbeat(self._caller, labels=self._labels, stats=self._stats())
             except SecureDaguError as error:
                 failures += 1
+                code = error.grpc_status.title().replace("_", "")  # "PERMISSION_DENIED" → "PermissionDenied"
+                metrics.HEARTBEAT_FAILURES.labels(code).inc()
+                self._connected.set(0)
                 self.trouble.failed("heartbeat", error)
                 self._noticed()
                 self._reopen_polls()
@@ -145,6 +150,7 @@ class Desk:
                 await asyncio.sleep(max(pause, self._timings.first_retry_s))
             else:
                 failures = 0
+                self._connected.set(1)
                 self.trouble.ok("heartbeat")
                 self._heard(self, stopped)
                 await asyncio.sleep(self._timings.heartbeat_s)
@@ -180,6 +186,7 @@ class Desk:
                 await asyncio.sleep(pause)
 
     async def _poll_once(self) -> Claim | None:
+        metrics.LAST_POLL_AT.set_to_current_time()
         # A poll that is still open after a moment has been accepted, which is all the good news a long poll has.
         stands = asyncio.get_running_loop().call_later(2.0, self.trouble.ok, "poll")
         try:

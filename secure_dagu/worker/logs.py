@@ -19,12 +19,15 @@ import structlog
 from secure_dagu.dispatch.api import RunReports
 from secure_dagu.dispatch.model import Caller, LogPart, LogStream, StreamIdentity
 from secure_dagu.errors import InvalidRequest, PreconditionFailed, SecureDaguError, Unavailable
+from secure_dagu.telemetry import metrics
 from secure_dagu.worker.timings import Timings, half_jitter
 
 log = structlog.get_logger()
 
 SCHEDULER = "scheduler"
 """Step name of the run log."""
+
+_SENT = {stream: metrics.LOG_BYTES.labels(stream.name.lower()) for stream in LogStream if stream}
 
 _INLINE_BYTES = 64 * 1024
 """Reading as much from the page cache takes about 10 µs, less than a thread hop; larger reads leave the loop."""
@@ -141,7 +144,7 @@ class LogShipper:
                     )
                 failures += 1
                 if self._is_hopeless():
-                    self._give_up(str(error) or "the upload stood still")
+                    self._give_up(str(error) or "the upload stood still", reason="unavailable")
                     return
                 timings = self._timings
                 await asyncio.sleep(half_jitter(failures, first_s=timings.retry_first_s, cap_s=timings.retry_cap_s))
@@ -164,8 +167,9 @@ class LogShipper:
         goal = self._goal
         return {s: None for s in self._spools.values() if s.size > s.acknowledged or (s.size and s.may_end(goal))}
 
-    def _give_up(self, why: str) -> None:
+    def _give_up(self, why: str, *, reason: str = "refused") -> None:
         """Lose the output, not the run (protocol, section 1.8)."""
+        metrics.LOG_CHUNKS_DROPPED.labels(reason).inc()
         self._is_off = True
         self.lost = why
         log.warning("logs.lost", run=str(self._identity.run), why=why)
@@ -204,6 +208,7 @@ class LogShipper:
                     self._unsent = max(0, self._unsent - len(data))
                     self._must_move()
                     yield LogPart(step=spool.step, stream=spool.stream, data=data, offset=offset, is_final=False)
+                    _SENT[spool.stream].inc(len(data))
                 if call.sent[spool] < spool.size:
                     call.queue[spool] = None  # to the back: streams take turns
                 elif spool.may_end(self._goal) and spool not in call.ended:
