@@ -7,6 +7,7 @@ import json
 import shutil
 import signal
 import socket
+import ssl
 import subprocess
 import threading
 import time
@@ -18,7 +19,7 @@ from pathlib import Path
 import pytest
 
 from tests.system.conftest import Cluster
-from tests.system.hosts import free_port
+from tests.system.hosts import PROGRAM, free_port
 
 
 def ask(cluster: Cluster, *words: str) -> subprocess.CompletedProcess[str]:
@@ -139,21 +140,12 @@ def test_an_expired_certificate(cluster: Cluster, tmp_path: Path) -> None:
     if shutil.which("faketime") is None:
         pytest.skip("needs the Debian package faketime")
     old = tmp_path / "old"
-    subprocess.run(
-        ["faketime", "-f", "-400d", shutil.which("secure-dagu") or str(cluster_program()), "pki", "issue", "worker", "old", "--out", str(old)],
-        env=cluster.host.environment, check=True, capture_output=True,
-    )  # fmt: skip
+    command = ["faketime", "-f", "-400d", str(PROGRAM), "pki", "issue", "worker", "old", "--out", str(old)]
+    subprocess.run(command, env=cluster.host.environment, check=True, capture_output=True)
     host = cluster.new_host("old-host")
     with cluster.unready_worker("old", *with_files_of(cluster, old, "old"), host=host) as worker:
         assert worker.wait() == 3
         assert "expired" in worker.text or "ended on" in worker.text
-
-
-def cluster_program() -> Path:
-    """Return the command under test."""
-    from tests.system.hosts import PROGRAM
-
-    return PROGRAM
 
 
 def test_no_client_certificate_is_a_start_up_error(cluster: Cluster) -> None:
@@ -163,17 +155,14 @@ def test_no_client_certificate_is_a_start_up_error(cluster: Cluster) -> None:
 
 
 def test_a_client_without_certificate_is_refused_by_name_on_the_coordinator(cluster: Cluster) -> None:
-    import ssl
-
     context = ssl.create_default_context(cafile=str(cluster.host.home / "pki" / "ca.crt"))
     context.set_alpn_protocols(["h2"])
     with cluster.coordinator() as coordinator:
         with (
-            pytest.raises(ssl.SSLError, match="CERTIFICATE_REQUIRED"),
             socket.create_connection(("localhost", cluster.port), timeout=5) as plain,
             context.wrap_socket(plain, server_hostname="localhost") as secure,
+            pytest.raises(ssl.SSLError, match="CERTIFICATE_REQUIRED"),
         ):
-            secure.sendall(b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n")
             secure.recv(64)
         coordinator.wait_for("no_client_cert")
 
