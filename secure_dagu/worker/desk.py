@@ -57,20 +57,20 @@ class Trouble:
 
     def ok(self, activity: str) -> None:
         """Note that `activity` works."""
+        if self.works:
+            return
         self.ever_worked = True
-        if self._errors.pop(activity, None) is not None or self._told[0]:
-            if not any(isinstance(e, HOPELESS) for e in self._errors.values()):
-                self.hopeless_since = None
-            if not self._errors and self._told[0]:
-                self._told = ("", "")
-                log.info("coordinator.reached", coordinator=self.name)
+        self._errors.pop(activity, None)
+        self._judge()
+        if not self._errors:
+            self._told = ("", "")
+            log.info("coordinator.reached", coordinator=self.name)
 
     def failed(self, activity: str, error: SecureDaguError) -> None:
         """Note that `activity` failed."""
         self._errors[activity] = error
+        self._judge()
         now = time.monotonic()
-        if isinstance(error, HOPELESS) and self.hopeless_since is None:
-            self.hopeless_since = now
         said = (error.code, str(error))
         if said != self._told or now - self._told_at >= self._remind_s:
             self._told, self._told_at = said, now
@@ -80,6 +80,12 @@ class Trouble:
                 activity=activity,
                 **error.as_dict(),
             )
+
+    def _judge(self) -> None:
+        if not any(isinstance(error, HOPELESS) for error in self._errors.values()):
+            self.hopeless_since = None
+        elif self.hopeless_since is None:
+            self.hopeless_since = time.monotonic()
 
 
 class Desk:

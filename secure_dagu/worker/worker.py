@@ -97,6 +97,7 @@ class Worker:
         Raises:
             SecureDaguError: no listed coordinator can work without somebody's help; running tasks were stopped.
         """
+        log.info("worker.started", worker=self._caller.worker, slots=self._max_active_runs)
         try:
             async with asyncio.TaskGroup() as group:
                 self._group = group
@@ -117,6 +118,7 @@ class Worker:
             raise _only_one(errors) from None
         finally:
             self._group = None
+            log.info("worker.stopped", worker=self._caller.worker)
 
     def drain(self) -> None:
         """Take no new task and let the running ones finish; called a second time, stop at once.

@@ -7,10 +7,12 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
+from structlog.testing import capture_logs
 
 from secure_dagu.dispatch.model import NO_KEY, Owner, Verdict
 from secure_dagu.errors import ConfigError, LeaseLost, Refused, Unauthenticated
 from secure_dagu.run.model import RunStatus
+from secure_dagu.worker.desk import Trouble
 from tests.worker.fakes import (
     QUICK,
     FakeCoordinator,
@@ -168,6 +170,31 @@ async def test_a_restarted_coordinator_is_found_again(coordinator: FakeCoordinat
         coordinator.offer(make_task())
         await coordinator.until_ended()
         await eventually(lambda: worker.is_ready)
+
+
+async def test_a_lasting_trouble_is_logged_once_and_then_now_and_then() -> None:
+    trouble = Trouble("c1:50055", remind_s=0.05)
+    with capture_logs() as lines:
+        for _ in range(100):
+            trouble.failed("heartbeat", away())
+            trouble.failed("poll", away())
+        trouble.failed("heartbeat", Refused("not a worker"))
+        assert trouble.hopeless_since is not None
+        trouble.failed("heartbeat", away())
+        assert trouble.hopeless_since is None, "it may help to wait again"
+        await asyncio.sleep(0.06)
+        trouble.failed("heartbeat", away())
+        trouble.ok("heartbeat")
+        trouble.ok("poll")
+        trouble.ok("poll")
+    assert [line["event"] for line in lines] == [
+        "coordinator.unreachable",
+        "coordinator.refused",
+        "coordinator.unreachable",
+        "coordinator.unreachable",
+        "coordinator.reached",
+    ]
+    assert {"what", "why", "fix"} <= set(lines[0])
 
 
 async def test_a_silent_coordinator_has_its_open_polls_given_up(
