@@ -1,1 +1,1 @@
-"""TODO"""
+"""The only room that can sign."""

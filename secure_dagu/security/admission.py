@@ -68,13 +68,17 @@ def admit(peer: Peer | None, method: str, claimed_worker: str | None, now: datet
             return _role_not_allowed(identity, method)
         if not claimed_worker:
             return _worker(name, name)
-        if claimed_worker == name or acts_as(name, claimed_worker):
+        # The length first: what is accepted is remembered below.
+        if len(claimed_worker) <= MAX_WORKER_ID and acts_as(name, claimed_worker):
             return _worker(name, claimed_worker)
         return _mismatch(identity, claimed_worker)
     if method not in METHODS_OF.get(role, _NOTHING):
         return _role_not_allowed(identity, method)
     return Allow(Caller(role=role, name=name, proven=True))
 
+
+MAX_WORKER_ID = 255
+"""Longest worker id in characters that is accepted from a proven worker."""
 
 _WORKER = Role.WORKER
 _WORKER_METHODS = METHODS_OF[Role.WORKER]

@@ -60,6 +60,12 @@ def test_a_worker_that_claims_nothing_is_its_certificate(claimed: str | None) ->
     assert decided.caller.worker == "gpu-1"
 
 
+def test_an_oversized_claim_is_refused_before_it_is_remembered() -> None:
+    longest = "gpu-1@" + "x" * (255 - 6)
+    assert isinstance(admit(a_peer(), HEARTBEAT, longest, NOW), Allow)
+    assert isinstance(admit(a_peer(), HEARTBEAT, longest + "x", NOW), Deny)
+
+
 def test_other_roles_act_as_no_worker() -> None:
     decided = admit(a_peer(Role.DISPATCHER, name="cron"), DISPATCH, None, NOW)
     assert decided == Allow(Caller(role=Role.DISPATCHER, name="cron", proven=True))
