@@ -29,9 +29,6 @@ SCHEDULER = "scheduler"
 
 _SENT = {stream: metrics.LOG_BYTES.labels(stream.name.lower()) for stream in LogStream if stream}
 
-_INLINE_BYTES = 64 * 1024
-"""Reading as much from the page cache takes about 10 µs, less than a thread hop; larger reads leave the loop."""
-
 
 class Goal(IntEnum):
     """How far the shipper goes before it returns."""
@@ -201,7 +198,7 @@ class LogShipper:
                     self._must_move()
                     return
                 offset = call.sent.get(spool, spool.acknowledged)
-                data = await self._read(spool, offset) if spool.size > offset else b""
+                data = self._read(spool, offset) if spool.size > offset else b""
                 call.sent[spool] = offset + len(data)
                 call.total += len(data)
                 if data:
@@ -209,6 +206,7 @@ class LogShipper:
                     self._must_move()
                     yield LogPart(step=spool.step, stream=spool.stream, data=data, offset=offset, is_final=False)
                     _SENT[spool.stream].inc(len(data))
+                    del data  # a hundred runs with a backlog: one chunk each in memory, not two
                 if call.sent[spool] < spool.size:
                     call.queue[spool] = None  # to the back: streams take turns
                 elif spool.may_end(self._goal) and spool not in call.ended:
@@ -227,11 +225,9 @@ class LogShipper:
                 self._must_move()
                 return
 
-    async def _read(self, spool: _Spool, offset: int) -> bytes:
-        size = min(self._timings.log_chunk_bytes, spool.size - offset)
-        if size <= _INLINE_BYTES:
-            return _read_at(spool.path, offset, size)
-        return await asyncio.to_thread(_read_at, spool.path, offset, size)
+    def _read(self, spool: _Spool, offset: int) -> bytes:
+        # On the loop: a chunk comes from the page cache in about 20 µs, which is less than a thread hop costs.
+        return _read_at(spool.path, offset, min(self._timings.log_chunk_bytes, spool.size - offset))
 
     async def _wait_for_output(self, timeout_s: float | None) -> bool:
         """Wait until output is worth sending or the goal has changed; False when the time is over."""
