@@ -18,7 +18,7 @@ import structlog
 
 from secure_dagu.dispatch.api import RunReports
 from secure_dagu.dispatch.model import Caller, LogPart, LogStream, StreamIdentity
-from secure_dagu.errors import InvalidRequest, PreconditionFailed, SecureDaguError, Unavailable
+from secure_dagu.errors import SecureDaguError, Unavailable
 from secure_dagu.telemetry import metrics
 from secure_dagu.worker.timings import Timings, half_jitter
 
@@ -145,20 +145,15 @@ class LogShipper:
                     return
                 timings = self._timings
                 await asyncio.sleep(half_jitter(failures, first_s=timings.retry_first_s, cap_s=timings.retry_cap_s))
-            except PreconditionFailed as error:
+            except SecureDaguError as error:
                 if "log streaming not configured" in str(error):
                     self._is_off = True  # the coordinator keeps no logs: nothing is lost that anybody wanted
-                else:
-                    self._give_up(str(error))
-            except InvalidRequest as error:
-                if self._has_started_over:
-                    self._give_up(str(error))
-                else:  # the coordinator has less than it acknowledged (its disk came back older): send it all again
-                    self._has_started_over = True
+                elif "offset exceeds current file size" in str(error) and not self._has_started_over:
+                    self._has_started_over = True  # its disk came back older than what it acknowledged: send all again
                     for spool in self._spools.values():
                         spool.acknowledged, spool.ended = 0, False
-            except SecureDaguError as error:
-                self._give_up(str(error))
+                else:
+                    self._give_up(str(error))
 
     def _pending(self) -> dict[_Spool, None]:
         goal = self._goal
