@@ -64,7 +64,7 @@ class Cluster:
     def worker(self, name: str, *more: str, host: Host | None = None) -> Iterator[Service]:
         """Run worker `name` until it is ready."""
         with self.unready_worker(name, *more, host=host) as running:
-            running.wait_for("worker.connected")
+            running.wait_for("coordinator.reached")
             yield running
 
     @contextmanager

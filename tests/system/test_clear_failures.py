@@ -44,7 +44,7 @@ def test_a_worker_waits_for_a_coordinator_that_is_not_there_yet(cluster: Cluster
     with cluster.unready_worker("w1") as worker:
         worker.wait_for(r"refused")
         with cluster.coordinator():
-            worker.wait_for("worker.connected")
+            worker.wait_for("coordinator.reached")
         worker.signal(signal.SIGTERM)
         assert worker.wait() == 0
 

@@ -127,13 +127,13 @@ def test_a_coordinator_killed_and_back_costs_a_run_nothing(cluster: Cluster, tmp
         "worker", "--worker.id=w1", "--worker.health-port=0", f"--worker.coordinators={cluster.address}"
     ) as worker:
         with cluster.coordinator() as coordinator:
-            worker.wait_for("worker.connected")
+            worker.wait_for("coordinator.reached")
             cluster.host.ok("dispatch", dag, cluster.operator, "--run-id=k1")
-            worker.wait_for("run.started")
+            worker.wait_for("task.started")
             coordinator.signal(signal.SIGKILL)
             coordinator.wait()
         with cluster.coordinator():
-            worker.wait_for("run.ended")
+            worker.wait_for("task.ended")
             status = json.loads(cluster.host.ok("status", "count", "-r", "k1", cluster.operator, "--json"))
             assert status["run"]["status"] == "succeeded"
             log = cluster.host.ok("logs", "count", "-r", "k1", "--step=count", cluster.operator)
