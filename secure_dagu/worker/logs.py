@@ -61,7 +61,7 @@ class _Spool:
 class _Call:
     """What one StreamLogs call has sent. Kept apart from the spools, so that a broken call is simply forgotten."""
 
-    __slots__ = ("ended", "queue", "sent", "total")
+    __slots__ = ("ended", "is_whole", "queue", "sent", "total")
 
     def __init__(self, queue: dict[_Spool, None]) -> None:
         self.queue = queue
@@ -69,6 +69,14 @@ class _Call:
         self.sent: dict[_Spool, int] = {}
         self.ended: set[_Spool] = set()
         self.total = 0
+        self.is_whole = False
+        """True once we have said all that we had to say; an answer before that acknowledges nothing."""
+
+    def is_full(self, timings: Timings) -> bool:
+        return self.total >= timings.log_checkpoint_bytes or len(self.sent) >= timings.log_streams_per_call
+
+    def may_end(self, spool: _Spool, goal: Goal) -> bool:
+        return spool.size > 0 and spool.may_end(goal) and spool not in self.ended
 
 
 class LogShipper:
@@ -125,6 +133,8 @@ class LogShipper:
     async def ship(self) -> None:
         """Upload until the goal is reached, output is given up (see `lost`), or the coordinator wants no logs."""
         failures = 0
+        loop = asyncio.get_running_loop()
+        give_up_at = 0.0
         while not self._is_off:
             if not self._pending():
                 if self._goal is not Goal.LIVE:
@@ -133,14 +143,16 @@ class LogShipper:
                 continue
             try:
                 await self._one_call()
-                failures = 0
+                failures, give_up_at = 0, 0.0
             except (Unavailable, TimeoutError) as error:
                 if failures == 0:
                     log.info(
                         "logs.interrupted", run=str(self._identity.run), why=str(error) or "the upload stood still"
                     )
                 failures += 1
-                if self._is_hopeless():
+                if self._goal is Goal.LIVE or not give_up_at:
+                    give_up_at = loop.time() + self._timings.orphan_timeout_s
+                if self._is_hopeless() or loop.time() > give_up_at:
                     self._give_up(str(error) or "the upload stood still", reason="unavailable")
                     return
                 timings = self._timings
@@ -174,6 +186,8 @@ class LogShipper:
         finally:
             self._guard = None
             self._call = None
+        if not call.is_whole:
+            raise Unavailable("the coordinator ended the upload before its end")
         for spool, offset in call.sent.items():
             spool.acknowledged = max(spool.acknowledged, offset)
         for spool in call.ended:
@@ -182,43 +196,43 @@ class LogShipper:
     async def _parts(self, call: _Call) -> AsyncIterator[LogPart]:
         """Yield what there is, then what comes, until the goal, a checkpoint or an idle moment ends the call."""
         timings = self._timings
-        while self._call is call:  # a call that was given up may not act any more
-            while call.queue:
-                spool = next(iter(call.queue))
-                del call.queue[spool]
-                is_new = spool not in call.sent
-                if call.total >= timings.log_checkpoint_bytes or (
-                    is_new and len(call.sent) >= timings.log_streams_per_call
-                ):
-                    self._must_move()
-                    return
-                offset = call.sent.get(spool, spool.acknowledged)
-                data = self._read(spool, offset) if spool.size > offset else b""
-                call.sent[spool] = offset + len(data)
-                call.total += len(data)
-                if data:
-                    self._unsent = max(0, self._unsent - len(data))
-                    self._must_move()
-                    yield LogPart(step=spool.step, stream=spool.stream, data=data, offset=offset, is_final=False)
-                    _SENT[spool.stream].inc(len(data))
-                    del data  # a hundred runs with a backlog: one chunk each in memory, not two
-                if call.sent[spool] < spool.size:
-                    call.queue[spool] = None  # to the back: streams take turns
-                elif spool.may_end(self._goal) and spool not in call.ended:
-                    call.ended.add(spool)
-                    self._must_move()
-                    yield LogPart(step=spool.step, stream=spool.stream, data=b"", offset=spool.size, is_final=True)
-            self._guard_in(None)
-            if self._goal is not Goal.LIVE:
-                for spool in self._spools.values():
-                    if spool.size and spool.may_end(self._goal) and spool not in call.ended:
-                        call.queue[spool] = None
+        # A call that was given up may not act any more, hence the comparison.
+        while self._call is call and not call.is_full(timings):
+            if call.queue:
+                part = self._next_part(call)
+                if part is not None:
+                    self._guard_in(timings.stall_s)
+                    yield part
+                    _SENT[part.stream].inc(len(part.data))
+                    del part  # a hundred runs with a backlog: one chunk each in memory, not two
+            elif self._goal is not Goal.LIVE:
+                call.queue.update((spool, None) for spool in self._spools.values() if call.may_end(spool, self._goal))
                 if not call.queue:
-                    self._must_move()
-                    return
-            elif not await self._wait_for_output(timings.log_idle_s):
-                self._must_move()
-                return
+                    break
+            else:
+                self._guard_in(None)
+                if not await self._wait_for_output(timings.log_idle_s):
+                    break
+        call.is_whole = True
+        self._guard_in(timings.stall_s)
+
+    def _next_part(self, call: _Call) -> LogPart | None:
+        """Take the next spool's turn: its next chunk, else its end, else nothing."""
+        spool = next(iter(call.queue))
+        del call.queue[spool]
+        offset = call.sent.setdefault(spool, spool.acknowledged)
+        if offset < spool.size:
+            data = self._read(spool, offset)
+            call.sent[spool] = offset + len(data)
+            call.total += len(data)
+            self._unsent = max(0, self._unsent - len(data))
+            if call.sent[spool] < spool.size:
+                call.queue[spool] = None  # to the back: streams take turns
+            return LogPart(step=spool.step, stream=spool.stream, data=data, offset=offset, is_final=False)
+        if call.may_end(spool, self._goal):
+            call.ended.add(spool)
+            return LogPart(step=spool.step, stream=spool.stream, data=b"", offset=offset, is_final=True)
+        return None
 
     def _read(self, spool: _Spool, offset: int) -> bytes:
         # On the loop: a chunk comes from the page cache in about 20 µs, which is less than a thread hop costs.
@@ -236,9 +250,6 @@ class LogShipper:
             self._timer.cancel()
             self._timer = None
         return True
-
-    def _must_move(self) -> None:
-        self._guard_in(self._timings.stall_s)
 
     def _guard_in(self, seconds: float | None) -> None:
         """Cut the open call unless the coordinator takes something within that time; None: we have nothing to send."""

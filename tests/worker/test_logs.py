@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import random
 import tempfile
+from collections.abc import AsyncIterator
 from dataclasses import replace
 from pathlib import Path
 
@@ -12,7 +13,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from secure_dagu.dispatch.model import LogStream, StreamIdentity
+from secure_dagu.dispatch.model import Caller, LogPart, LogStream, StreamIdentity, Uploaded
 from secure_dagu.errors import InvalidRequest, PreconditionFailed, SecureDaguError
 from secure_dagu.run.model import RunStatus
 from secure_dagu.worker.logs import Goal, LogShipper
@@ -240,7 +241,9 @@ async def test_an_orphan_gives_its_log_up_at_the_first_failure(tmp_path: Path) -
 
 async def test_a_call_that_stands_still_is_cut_and_repeated(tmp_path: Path) -> None:
     class Stuck(FakeCoordinator):
-        async def stream_logs(self, caller, identity, parts):  # type: ignore[no-untyped-def]
+        async def stream_logs(
+            self, caller: Caller, identity: StreamIdentity, parts: AsyncIterator[LogPart]
+        ) -> Uploaded:
             if self.log_calls == 0:
                 self.log_calls += 1
                 await anext(parts)
@@ -255,6 +258,25 @@ async def test_a_call_that_stands_still_is_cut_and_repeated(tmp_path: Path) -> N
         await shipper.ship()
     assert coordinator.log_text() == b"hello\n"
     assert coordinator.log_calls == 2
+
+
+async def test_an_answer_before_the_end_of_the_upload_acknowledges_nothing(tmp_path: Path) -> None:
+    class Hasty(FakeCoordinator):
+        async def stream_logs(
+            self, caller: Caller, identity: StreamIdentity, parts: AsyncIterator[LogPart]
+        ) -> Uploaded:
+            if self.log_calls == 0:
+                self.log_calls += 1
+                await anext(parts)
+                return Uploaded(1, 1)
+            return await super().stream_logs(caller, identity, parts)
+
+    coordinator = Hasty()
+    shipper = make_shipper(coordinator)
+    Writer(tmp_path, shipper).write(b"hello\n")
+    shipper.complete(Goal.ALL)
+    await shipper.ship()
+    assert coordinator.log_text() == b"hello\n"
 
 
 async def test_the_run_log_ends_after_the_steps_logs(tmp_path: Path) -> None:

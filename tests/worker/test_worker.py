@@ -13,6 +13,7 @@ from secure_dagu.dispatch.model import NO_KEY, Owner, Verdict
 from secure_dagu.errors import ConfigError, LeaseLost, Refused, Unauthenticated
 from secure_dagu.run.model import RunStatus
 from secure_dagu.worker.desk import Trouble
+from secure_dagu.worker.worker import MAX_LINKS
 from tests.worker.fakes import (
     QUICK,
     FakeCoordinator,
@@ -337,6 +338,17 @@ async def test_an_unreachable_owner_address_is_warned_of_on_the_run(
         coordinator.offer(make_task())
         final = await coordinator.until_ended()
     assert final["warnings"] == [f"owner.unreachable: {coordinator.problem}"]
+
+
+async def test_owners_without_tasks_are_forgotten(coordinator: FakeCoordinator, runner: FakeRunner) -> None:
+    """A coordinator that invents a new owner for each task costs no memory."""
+    worker = make_worker(runner, coordinator)
+    async with working(worker):
+        for n in range(2 * MAX_LINKS):
+            coordinator.offer(make_task(f"r{n}"), owner=Owner(f"c{n}", "127.0.0.1", 1024 + n))
+            await coordinator.until_ended(f"r{n}")
+        assert len(worker._links) <= MAX_LINKS
+        await eventually(lambda: len(coordinator.watchers) <= MAX_LINKS)
 
 
 async def test_a_draining_worker_takes_nothing_new_and_finishes_what_it_has(
