@@ -12,7 +12,6 @@ from enum import StrEnum
 from typing import Any
 
 
-
 @dataclass(frozen=True, slots=True)
 class Position:
     """Where in the file something was written; 1-based. `file` is empty for text that came over the wire."""

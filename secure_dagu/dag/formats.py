@@ -1,0 +1,83 @@
+"""Turn values into the text that a reference inserts, and back into data. Pure."""
+
+from __future__ import annotations
+
+import json
+import math
+import re
+from collections.abc import Mapping
+from decimal import Decimal
+from typing import Any
+
+NIL = "<nil>"
+"""What a missing key or a null becomes when a path into a JSON value ends there."""
+
+_INDEX = re.compile(r"\[(\d{1,9})\]")
+
+
+def as_text(value: Any) -> str:
+    """Return the inserted form: text as is, numbers in decimal without exponent, containers as compact JSON."""
+    if isinstance(value, str):
+        return value
+    if value is None:
+        return NIL
+    if isinstance(value, bool):
+        return "true" if value else "false"
+    if isinstance(value, int):
+        return str(value)
+    if isinstance(value, float):
+        return float_text(value)
+    return compact_json(value)
+
+
+def float_text(value: float) -> str:
+    """Return the shortest decimal that reads back as `value`, without exponent: 1.10 → `1.1`, 1.0 → `1`."""
+    if math.isinf(value):
+        return "+Inf" if value > 0 else "-Inf"
+    if math.isnan(value):
+        return "NaN"
+    if value.is_integer() and abs(value) < 1e15:
+        return str(int(value))
+    text = repr(value)
+    return format(Decimal(text), "f") if "e" in text else text
+
+
+def compact_json(value: Any) -> str:
+    """Return JSON without spaces, keys in their own order."""
+    return json.dumps(value, ensure_ascii=False, separators=(",", ":"), default=_plain)
+
+
+def sorted_json(value: Mapping[str, str]) -> str:
+    """Return JSON without spaces, keys sorted: the form of `DAG_PARAMS_JSON`."""
+    return json.dumps(dict(value), ensure_ascii=False, separators=(",", ":"), sort_keys=True)
+
+
+def json_container(text: str | None) -> dict[str, Any] | list[Any] | None:
+    """Return the JSON object or array that `text` holds; None for anything else."""
+    if text is None or text.lstrip()[:1] not in ("{", "["):
+        return None
+    try:
+        data = json.loads(text)
+    except (ValueError, RecursionError):
+        return None
+    return data if isinstance(data, dict | list) else None
+
+
+def pick_text(data: Any, path: tuple[str, ...]) -> str:
+    """Return the text at `path` (`key` or `[0]` a segment) below `data`; a missing key or null gives `<nil>`."""
+    for depth, segment in enumerate(path, 1):
+        index = _INDEX.fullmatch(segment)
+        if index is None:
+            data = data.get(segment) if isinstance(data, Mapping) else None
+        elif isinstance(data, list | tuple) and int(index[1]) < len(data):
+            data = data[int(index[1])]
+        else:
+            return NIL
+        if isinstance(data, str) and depth < len(path):
+            data = json_container(data)  # an entry may itself hold JSON text
+    return as_text(data)
+
+
+def _plain(value: Any) -> Any:
+    """Let frozen mappings and tuples be written as JSON."""
+    return dict(value) if isinstance(value, Mapping) else list(value)
