@@ -181,15 +181,16 @@ class FakeCoordinator:
 
     async def _or_broken(self, wait: Awaitable[T]) -> T:
         """Await something that an outage interrupts."""
+        broken = self._broken
         waiting = asyncio.ensure_future(_run(wait))
-        breaking = asyncio.ensure_future(self._broken.wait())
+        breaking = asyncio.ensure_future(broken.wait())
         try:
             await asyncio.wait({waiting, breaking}, return_when=asyncio.FIRST_COMPLETED)
         finally:
             breaking.cancel()
             if not waiting.done():
                 waiting.cancel()
-        if self._broken.is_set() or waiting.cancelled():
+        if broken.is_set() or not waiting.done():
             raise away()
         return waiting.result()
 
