@@ -94,7 +94,7 @@ def task_of(message: pb.Task, *, arriving: bool) -> Task:
 def task_message(task: Task) -> pb.Task:
     """Write a task."""
     message = pb.Task(
-        operation=cast("pb.Operation", task.operation),
+        operation=cast("pb.Operation.ValueType", task.operation),
         root_dag_run_name=task.root.name,
         root_dag_run_id=task.root.run_id,
         dag_run_id=task.run.run_id,
@@ -296,7 +296,7 @@ def workers_message(workers: Iterable[WorkerInfo]) -> pb.GetWorkersResponse:
             busy_pollers=worker.stats.busy_pollers,
             running_tasks=running_messages(worker.stats.running),
             last_heartbeat_at=int(worker.last_heartbeat_at.timestamp()),
-            health_status=cast("pb.WorkerHealthStatus", worker.health),
+            health_status=cast("pb.WorkerHealthStatus.ValueType", worker.health),
         )
     return answer
 
@@ -374,7 +374,7 @@ def log_chunk(identity: StreamIdentity, part: LogPart, sequence: int) -> pb.LogC
         dag_run_id=identity.run.run_id,
         dag_name=identity.run.name,
         step_name=part.step,
-        stream_type=cast("pb.LogStreamType", part.stream),
+        stream_type=cast("pb.LogStreamType.ValueType", part.stream),
         data=part.data,
         sequence=sequence,
         is_final=part.is_final,

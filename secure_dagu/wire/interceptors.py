@@ -1,0 +1,348 @@
+"""The wall in front of every method: identify → admit → limit → record, wrapped once around each handler.
+
+It is built when a method is registered, not per call: a gRPC interceptor would cost 25 µs each time.
+The order inside one call: who is on this connection (a dictionary lookup), what does the message claim (one parse), may
+they (a table), is there room (a counter). A method that is not in the table is refused whoever asks.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import uuid
+from collections.abc import AsyncIterator, Awaitable, Callable
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from enum import Enum
+from time import perf_counter
+from typing import Any, Protocol, TypeVar
+
+import grpc
+import grpc.aio
+import structlog
+
+from secure_dagu.dispatch.model import Caller
+from secure_dagu.errors import InvalidRequest, LimitExceeded, SecureDaguError, Unavailable
+from secure_dagu.security.admission import Allow, Deny, admit
+from secure_dagu.security.peer import Peer
+from secure_dagu.wire import status
+
+log = structlog.get_logger()
+
+T = TypeVar("T")
+
+Context = grpc.aio.ServicerContext[Any, Any]
+Status = tuple[grpc.StatusCode, str, tuple[tuple[str, bytes], ...]]
+
+
+class Cap(Enum):
+    """How many calls of a sort one identity may have open at once: its name in errors and the number."""
+
+    POLLS = ("open polls", 1000)
+    STREAMS = ("open streams", 256)
+    CALLS = ("calls in progress", 512)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Method:
+    """One row of the method table.
+
+    Handlers take the proven caller and what was decoded; they return or yield messages that `encode` turns to bytes.
+    Exactly one of the three handlers is set.
+    """
+
+    path: str
+    decode: Callable[[bytes], Any]
+    claimed: Callable[[Any], str] | None = None
+    """Returns the worker id that a request carries; None where such requests carry none."""
+    cap: Cap = Cap.CALLS
+    unary: Callable[[Caller, Any, Context], Awaitable[bytes]] | None = None
+    upload: Callable[[Caller, AsyncIterator[Any]], Awaitable[bytes]] | None = None
+    download: Callable[[Caller, Any], AsyncIterator[bytes]] | None = None
+
+
+class Series(Protocol):
+    """What is counted for one method."""
+
+    def started(self) -> None:
+        """Count the start of a call."""
+        ...
+
+    def ended(self, code: str, seconds: float, *, received: int, sent: int) -> None:
+        """Count its end: gRPC status name, duration, messages each way."""
+        ...
+
+
+class Recorder(Protocol):
+    """Where calls are counted."""
+
+    def method(self, kind: str, service: str, method: str, /) -> Series:
+        """Return the series of a method."""
+        ...
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Denial:
+    """A call that the wall refused, for the metric and the audit log."""
+
+    method: str
+    reason: str
+    peer: Peer | None
+    claimed_worker: str
+    error: SecureDaguError
+
+
+class Gate:
+    """Wrap handlers; know the open calls; cut them by peer."""
+
+    def __init__(
+        self,
+        *,
+        peer_of: Callable[[str], Peer | None],
+        recorder: Recorder,
+        denied: Callable[[Denial], None],
+        now: Callable[[], datetime] = lambda: datetime.now(UTC),
+    ) -> None:
+        """Take the register's lookup and who is told.
+
+        Args:
+            peer_of: the peer behind the name that gRPC reports (`unix:/…`), None when unknown.
+            denied: told of each refusal; must return at once.
+        """
+        self._peer_of = peer_of
+        self._recorder = recorder
+        self._denied = denied
+        self._now = now
+        self._open: dict[Cap, dict[object, int]] = {cap: {} for cap in Cap}
+        self._calls: dict[asyncio.Task[Any], Peer] = {}
+        self._cut: dict[asyncio.Task[Any], SecureDaguError] = {}
+        self.is_draining = False
+
+    def cut(self, which: Callable[[Peer], bool], error: SecureDaguError) -> int:
+        """End the open polls and streams of some peers with `error`; return how many there were."""
+        hit = [task for task, peer in self._calls.items() if which(peer)]
+        for task in hit:
+            self._cut[task] = error
+            task.cancel()
+        return len(hit)
+
+    def wrap(self, method: Method) -> grpc.RpcMethodHandler[bytes, bytes]:
+        """Return the handler to register for a method."""
+        if method.upload is not None:
+            return grpc.stream_unary_rpc_method_handler(self._upload(method))
+        if method.download is not None:
+            return grpc.unary_stream_rpc_method_handler(self._download(method))
+        return grpc.unary_unary_rpc_method_handler(self._unary(method))
+
+    def unknown(self, path: str) -> grpc.RpcMethodHandler[bytes, bytes]:
+        """Return a handler that refuses a method outside the table.
+
+        A known peer is told UNIMPLEMENTED, on which newer and foreign clients carry on without the method.
+        """
+
+        async def refuse(_requests: AsyncIterator[bytes], context: Context) -> None:
+            peer = self._peer_of(context.peer())
+            verdict = admit(peer, path[:200], None, self._now())
+            if isinstance(verdict, Deny):
+                self._tell(verdict, path[:200], peer, "")
+                if peer is None:
+                    await context.abort(*_status(verdict.error))
+            await context.abort(grpc.StatusCode.UNIMPLEMENTED, f"unknown method {path[:200]}")
+
+        return grpc.stream_stream_rpc_method_handler(refuse)
+
+    # -- one call ------------------------------------------------------------------------------------------------------
+
+    def _unary(self, method: Method) -> Callable[[bytes, Context], Awaitable[bytes]]:
+        series, call = self._series(method, "unary"), method.unary
+        assert call is not None, "a method has a handler"
+        is_long = method.cap is not Cap.CALLS
+
+        async def unary(raw: bytes, context: Context) -> bytes:
+            series.started()
+            began = perf_counter()
+            code = "OK"
+            try:
+                peer = self._peer_of(context.peer())
+                caller, request = self._admit_message(method, peer, raw)
+                counts, key = self._enter(method.cap, peer)
+                try:
+                    if is_long:
+                        return await self._tracked(peer, call(caller, request, context))
+                    return await call(caller, request, context)
+                finally:
+                    _leave(counts, key)
+            except BaseException as error:
+                code, answer = self._answer(error, method)
+                if answer is None:
+                    raise
+                await context.abort(*answer)
+            finally:
+                series.ended(code, perf_counter() - began, received=1, sent=code == "OK")
+
+        return unary
+
+    def _upload(self, method: Method) -> Callable[[AsyncIterator[bytes], Context], Awaitable[bytes]]:
+        series, call = self._series(method, "client_stream"), method.upload
+        assert call is not None, "a method has a handler"
+
+        async def upload(requests: AsyncIterator[bytes], context: Context) -> bytes:
+            series.started()
+            began = perf_counter()
+            code, received = "OK", 0
+            try:
+                peer = self._peer_of(context.peer())
+                self._admit(method, peer, None)
+                counts, key = self._enter(method.cap, peer)
+                try:
+                    incoming = aiter(requests)
+                    first = await _first(incoming)
+                    caller, message = self._admit_message(method, peer, first)
+                    received = 1
+
+                    async def messages() -> AsyncIterator[Any]:
+                        nonlocal received
+                        yield message
+                        async for raw in incoming:
+                            received += 1
+                            # Every message again: a stream must not outlive a certificate, nor change whom it acts as.
+                            _, later = self._admit_message(method, peer, raw)
+                            yield later
+
+                    return await self._tracked(peer, call(caller, messages()))
+                finally:
+                    _leave(counts, key)
+            except BaseException as error:
+                code, answer = self._answer(error, method)
+                if answer is None:
+                    raise
+                await context.abort(*answer)
+            finally:
+                series.ended(code, perf_counter() - began, received=received, sent=code == "OK")
+
+        return upload
+
+    def _download(self, method: Method) -> Callable[[bytes, Context], Awaitable[None]]:
+        series, call = self._series(method, "server_stream"), method.download
+        assert call is not None, "a method has a handler"
+
+        async def download(raw: bytes, context: Context) -> None:
+            series.started()
+            began = perf_counter()
+            code, sent = "OK", 0
+
+            async def send(caller: Caller, request: Any) -> None:
+                nonlocal sent
+                answers = call(caller, request)
+                try:
+                    async for answer in answers:
+                        await context.write(answer)
+                        sent += 1
+                finally:
+                    if (close := getattr(answers, "aclose", None)) is not None:
+                        await close()
+
+            try:
+                peer = self._peer_of(context.peer())
+                caller, request = self._admit_message(method, peer, raw)
+                counts, key = self._enter(method.cap, peer)
+                try:
+                    await self._tracked(peer, send(caller, request))
+                finally:
+                    _leave(counts, key)
+            except BaseException as error:
+                code, answer = self._answer(error, method)
+                if answer is None:
+                    raise
+                await context.abort(*answer)
+            finally:
+                series.ended(code, perf_counter() - began, received=1, sent=sent)
+
+        return download
+
+    # -- identify, admit, limit ----------------------------------------------------------------------------------------
+
+    def _admit_message(self, method: Method, peer: Peer | None, raw: bytes) -> tuple[Caller, Any]:
+        """Return who calls and what was asked."""
+        if peer is None or method.claimed is None:
+            caller = self._admit(method, peer, None)
+            return caller, method.decode(raw)
+        request = method.decode(raw)
+        return self._admit(method, peer, method.claimed(request)), request
+
+    def _admit(self, method: Method, peer: Peer | None, claimed: str | None) -> Caller:
+        verdict = admit(peer, method.path, claimed, self._now())
+        if isinstance(verdict, Allow):
+            return verdict.caller
+        self._tell(verdict, method.path, peer, claimed or "")
+        raise verdict.error
+
+    def _tell(self, verdict: Deny, path: str, peer: Peer | None, claimed: str) -> None:
+        self._denied(
+            Denial(method=path, reason=verdict.reason.value, peer=peer, claimed_worker=claimed, error=verdict.error)
+        )
+
+    def _enter(self, cap: Cap, peer: Peer | None) -> tuple[dict[object, int], object]:
+        assert peer is not None, "nobody unknown was admitted"
+        if self.is_draining and cap is Cap.POLLS:
+            raise Unavailable("the coordinator is shutting down")
+        counts = self._open[cap]
+        key = peer.identity or peer.connection
+        count = counts.get(key, 0)
+        name, limit = cap.value
+        if count >= limit:
+            raise LimitExceeded(f"too many {name}", why=f"{peer.identity or 'one connection'} has {limit}, the limit")
+        counts[key] = count + 1
+        return counts, key
+
+    async def _tracked(self, peer: Peer | None, work: Awaitable[T]) -> T:
+        """Await `work` where `cut` can find it."""
+        task = asyncio.current_task()
+        assert task is not None, "a handler runs in a task"
+        assert peer is not None, "nobody unknown was admitted"
+        self._calls[task] = peer
+        try:
+            return await work
+        finally:
+            del self._calls[task]
+
+    # -- record --------------------------------------------------------------------------------------------------------
+
+    def _answer(self, error: BaseException, method: Method) -> tuple[str, Status | None]:
+        """Return the status name to record and the status to answer with, None where nobody waits for one."""
+        if isinstance(error, asyncio.CancelledError):
+            task = asyncio.current_task()
+            cut = self._cut.pop(task, None) if task is not None else None
+            if cut is None or task is None:
+                return "CANCELLED", None
+            task.uncancel()
+            error = cut
+        if isinstance(error, SecureDaguError):
+            return error.grpc_status, _status(error)
+        if isinstance(error, Exception):
+            number = uuid.uuid4().hex[:12]
+            log.error("call.failed", method=method.path, error_id=number, exc_info=error)
+            return "INTERNAL", (grpc.StatusCode.INTERNAL, f"internal error {number}", ())
+        return "UNKNOWN", None
+
+    def _series(self, method: Method, kind: str) -> Series:
+        service, _, name = method.path[1:].partition("/")
+        return self._recorder.method(kind, service, name)
+
+
+def _leave(counts: dict[object, int], key: object) -> None:
+    left = counts[key] - 1
+    if left:
+        counts[key] = left
+    else:
+        del counts[key]  # identities come and go; the table must not grow with them
+
+
+def _status(error: SecureDaguError) -> Status:
+    return status.code_of(error), status.details_of(error), status.metadata_of(error)
+
+
+async def _first(incoming: AsyncIterator[bytes]) -> bytes:
+    try:
+        return await anext(incoming)
+    except StopAsyncIteration:
+        raise InvalidRequest("the stream carries no message") from None

@@ -1,0 +1,21 @@
+"""Process-wide settings that gRPC reads once, when it is first imported."""
+
+from __future__ import annotations
+
+import os
+import sys
+
+
+def prepare() -> None:
+    """Set what must stand before the first import of grpc.
+
+    Raises:
+        RuntimeError: grpc is imported already, so that the settings would be ignored without a word.
+    """
+    if "grpc" in sys.modules:
+        raise RuntimeError("grpc was imported before its process settings were made")
+    environment = os.environ  # noqa: TID251  written for the C core, not read as configuration
+    # Children are started while the core runs; its fork handlers make one in four of them hang or die.
+    environment["GRPC_ENABLE_FORK_SUPPORT"] = "0"
+    # Otherwise the core writes lines of its own format to stderr, between ours.
+    environment.setdefault("GRPC_VERBOSITY", "NONE")

@@ -1,0 +1,101 @@
+"""The gRPC server: build it, bind it to a private unix socket, drain it. TCP and TLS are the business of `link`."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+
+import grpc
+import grpc.aio
+import structlog
+
+from secure_dagu.dispatch.api import Coordinator
+from secure_dagu.dispatch.model import ClaimToken
+from secure_dagu.errors import SecureDaguError
+from secure_dagu.wire.extensions import Extensions, Health
+from secure_dagu.wire.fields import MAX_MESSAGE
+from secure_dagu.wire.interceptors import Gate
+from secure_dagu.wire.servicer import Servicer
+
+log = structlog.get_logger()
+
+OPTIONS = (
+    # Above ~1,000 calls that have not started the core answers CANCELLED at random; workers open hundreds of polls.
+    ("grpc.server.max_pending_requests", 50_000),
+    ("grpc.server.max_pending_requests_hard_limit", 100_000),
+    ("grpc.max_receive_message_length", MAX_MESSAGE),
+    ("grpc.max_send_message_length", MAX_MESSAGE),
+    ("grpc.http2.min_ping_interval_without_data_ms", 10_000),
+    ("grpc.keepalive_permit_without_calls", 1),
+)
+
+
+class WireServer:
+    """A running server."""
+
+    def __init__(self, server: grpc.aio.Server, *, gate: Gate, servicer: Servicer, health: Health) -> None:
+        self._server = server
+        self._gate = gate
+        self._servicer = servicer
+        self._health = health
+
+    def drain(self) -> None:
+        """Stop handing out work: health says NOT_SERVING, open polls are answered with nothing, new ones refused.
+
+        Everything else goes on until `serve` is left, so that workers can still report.
+        """
+        self._health.set_not_serving()
+        self._gate.is_draining = True
+        log.info("server.draining", polls=self._servicer.release_polls())
+
+
+@asynccontextmanager
+async def serve(*, socket_path: str, desk: Coordinator, gate: Gate, grace_s: float = 2.0) -> AsyncIterator[WireServer]:
+    """Serve `desk` behind `gate` at a unix socket; on leaving, drain, wait `grace_s` for open calls, then cut.
+
+    The folder of `socket_path` must be private to this user: who can reach the socket skips the TLS edge, though not
+    the gate, which knows no peer behind such a connection.
+    """
+    withdrawn: asyncio.Queue[ClaimToken] = asyncio.Queue()
+    servicer = Servicer(desk, withdraw=withdrawn.put_nowait)
+    health = Health()
+    server = grpc.aio.server(options=OPTIONS)
+    server.add_generic_rpc_handlers((_Table(gate, servicer, health, Extensions(desk)),))
+    server.add_insecure_port(f"unix:{socket_path}")
+    running = WireServer(server, gate=gate, servicer=servicer, health=health)
+    failure: Exception | None = None
+    async with asyncio.TaskGroup() as group:
+        withdrawing = group.create_task(_withdraw(desk, withdrawn), name="withdraw undelivered claims")
+        await server.start()
+        try:
+            yield running
+        except Exception as error:
+            failure = error
+        finally:
+            running.drain()
+            await server.stop(grace_s)
+            withdrawing.cancel()
+    if failure is not None:
+        raise failure
+
+
+class _Table(grpc.GenericRpcHandler):
+    """Finds the wrapped handler of a path; what is not in the table gets the refusing one."""
+
+    def __init__(self, gate: Gate, *tables: Servicer | Health | Extensions) -> None:
+        self._gate = gate
+        self._handlers = {method.path: gate.wrap(method) for table in tables for method in table.methods()}
+
+    def service(self, handler_call_details: grpc.HandlerCallDetails) -> grpc.RpcMethodHandler[bytes, bytes]:
+        path = handler_call_details.method
+        return self._handlers.get(path) or self._gate.unknown(path)
+
+
+async def _withdraw(desk: Coordinator, tokens: asyncio.Queue[ClaimToken]) -> None:
+    while True:
+        token = await tokens.get()
+        try:
+            await desk.withdraw(token)
+        except SecureDaguError as error:
+            log.warning("claim.not_withdrawn", **error.as_dict())  # it expires by itself
