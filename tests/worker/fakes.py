@@ -103,6 +103,8 @@ class FakeCoordinator:
         self.error: SecureDaguError | None = None
         """Raised by every call while set; open calls break when `go_away` sets it."""
         self.problem = ""
+        self.events = 0
+        """How often it was told anything."""
         self.queue: deque[Claim | None] = deque()
         self._offered = asyncio.Event()
         self.heartbeats: list[WorkerStats] = []
@@ -172,6 +174,7 @@ class FakeCoordinator:
         return bytes(self.logs.get((step, stream), b""))
 
     async def _told(self) -> None:
+        self.events += 1
         async with self.changed:
             self.changed.notify_all()
 

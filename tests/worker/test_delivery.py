@@ -5,11 +5,14 @@ from __future__ import annotations
 import asyncio
 import hashlib
 import os
+import tempfile
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from secure_dagu.dispatch.model import ACCEPTED, BundleRef, LogStream, Verdict
 from secure_dagu.errors import InvalidRequest, SecureDaguError
@@ -71,6 +74,49 @@ async def test_everything_arrives_in_the_order_of_the_protocol(coordinator: Fake
     ]
     assert coordinator.artifacts_stored == {"a.txt": b"one", "b/two.bin": b"2" * 3000, "empty": b""}
     assert coordinator.reports[1]["archiveDir"] == ARCHIVE
+
+
+@given(outages=st.lists(st.tuples(st.integers(1, 12), st.integers(0, 30)), max_size=5))
+@settings(max_examples=25, deadline=None)
+def test_a_run_comes_through_any_outages_whole(outages: list[tuple[int, int]]) -> None:
+    """The coordinator goes away after any event, for any time: between claim and report, inside logs and artifacts."""
+
+    async def talkative(run: FakeRun) -> None:
+        run.status(RunStatus.RUNNING)
+        for n in range(20):
+            run.write(b"line %d\n" % n)
+            run.write(b"error %d\n" % n, "s1", LogStream.STDERR)
+            run.status(RunStatus.RUNNING, n=n)
+            await asyncio.sleep(0.0005)
+        (run.request.folders.artifacts / "f").write_bytes(b"x" * 5000)
+        run.status(RunStatus.SUCCEEDED, archiveDir=ARCHIVE)
+
+    async def disturb(coordinator: FakeCoordinator) -> None:
+        for events, length in outages:
+            seen = coordinator.events
+            await coordinator.until(lambda until=seen + events: coordinator.events >= until)  # type: ignore[misc]
+            coordinator.go_away()
+            await asyncio.sleep(length / 1000)
+            coordinator.come_back()
+
+    async def scenario(folder: Path) -> None:
+        coordinator = FakeCoordinator()
+        timings = replace(QUICK, log_age_s=0.001, report_every_s=0.001, artifact_chunk_bytes=1000)
+        runner = FakeRunner(folder, talkative)
+        async with working(make_worker(runner, coordinator, timings=timings)), asyncio.TaskGroup() as group:
+            disturbing = group.create_task(disturb(coordinator))
+            coordinator.offer(make_task())
+            final = await coordinator.until_ended()
+            disturbing.cancel()
+            coordinator.come_back()
+        assert final["status"] == RunStatus.SUCCEEDED
+        assert coordinator.log_text() == b"".join(b"line %d\n" % n for n in range(20))
+        assert coordinator.log_text(stream=LogStream.STDERR) == b"".join(b"error %d\n" % n for n in range(20))
+        assert coordinator.artifacts_stored == {"f": b"x" * 5000}
+        assert len(runner.requests) == 1
+
+    with tempfile.TemporaryDirectory() as folder:
+        asyncio.run(scenario(Path(folder)))
 
 
 async def test_an_announced_artifact_folder_is_not_announced_twice(
