@@ -47,6 +47,8 @@ class Words:
 
     named: Mapping[str, Any]
     positional: tuple[Any, ...]
+    positions: tuple[int, ...]
+    """1-based place of each positional value in the whole input."""
     verbatim_json: str = ""
 
 
@@ -63,18 +65,20 @@ def parse_input(text: str) -> Words:
     stripped = text.strip()
     data = formats.json_container(stripped)
     if isinstance(data, dict):
-        return Words(data, (), stripped)
+        return Words(data, (), (), stripped)
     if isinstance(data, list):
-        return Words({}, tuple(data), stripped)
+        return Words({}, tuple(data), tuple(range(1, len(data) + 1)), stripped)
     named: dict[str, Any] = {}
     positional: list[Any] = []
-    for word in split_words(stripped):
+    positions: list[int] = []
+    for position, word in enumerate(split_words(stripped), 1):
         key, equals, value = word.partition("=")
         if equals and _KEY.fullmatch(key):
             named[key] = value
         else:
             positional.append(word)
-    return Words(named, tuple(positional))
+            positions.append(position)
+    return Words(named, tuple(positional), tuple(positions))
 
 
 def split_words(text: str) -> list[str]:
@@ -230,10 +234,9 @@ def _by_name(definitions: tuple[ParamDef, ...], words: Words) -> dict[str, Any]:
                 fix="quote a value that contains spaces",
             )
     given: dict[str, Any] = {}
-    position = 0
-    for value in words.positional:
-        given[names[position] if definitions else str(position + 1)] = value
-        position += 1
+    for index, (position, value) in enumerate(zip(words.positions, words.positional, strict=True)):
+        # Without declarations a named word takes up a number too: `x=1 y` gives `x` and `2`.
+        given[names[index] if definitions else str(position)] = value
     given.update(words.named)
     return given
 
