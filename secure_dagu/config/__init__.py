@@ -1,1 +1,1 @@
-"""TODO"""
+"""Settings: declared once, read from flags, variables and one file."""

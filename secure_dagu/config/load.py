@@ -1,0 +1,261 @@
+"""Read flags, variables and the file into `Settings`: the only place that reads the environment."""
+
+from __future__ import annotations
+
+import argparse
+import difflib
+import os
+import socket
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from pathlib import Path
+from zoneinfo import ZoneInfo, ZoneInfoNotFoundError
+
+from secure_dagu.config import document, known
+from secure_dagu.config.home import Home, expand, find_home
+from secure_dagu.config.peers import Insecure, PeerFiles, Purpose, choose_peer
+from secure_dagu.config.settings import Setting, Settings, all_settings
+from secure_dagu.config.values import Address, Raw
+from secure_dagu.errors import ConfigError
+
+# What a step sees of this process's environment, and nothing else (configuration reference, section 10). Dagu passes
+# everything that begins with DAGU_, and with it tokens and key files; we never pass such a name.
+_STEP_WORDS = """
+PATH HOME USER SHELL TMPDIR TERM EDITOR VISUAL LANG LC_ALL LC_CTYPE TZ LD_LIBRARY_PATH XDG_CONFIG_HOME XDG_DATA_HOME
+XDG_CACHE_HOME XDG_STATE_HOME DOCKER_HOST DOCKER_TLS_VERIFY DOCKER_CERT_PATH DOCKER_API_VERSION
+"""
+_STEP_NAMES = frozenset(_STEP_WORDS.split())
+_STEP_PREFIXES = ("LC_", "KUBERNETES_")
+_NEVER_PREFIXES = ("DAGU_", "_DAGU_INTERNAL_")
+
+# Variables that this program and its steps use beside the settings; not worth a warning.
+_OTHER_VARIABLES = frozenset({"DAGU_HOME", "DAGU_CONFIG", "DAGU_OUTPUT_FILE"})
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Loaded:
+    """The settings, where each came from, and what should be said about them."""
+
+    settings: Settings
+    sources: Mapping[str, str]
+    """Key → `flag --x`, `variable DAGU_X`, `FILE:LINE` or `default`."""
+    warnings: tuple[str, ...]
+    home: Home
+    config_file: Path | None
+    """The file that was read; None when there is none."""
+
+
+def load(args: argparse.Namespace, environ: Mapping[str, str] | None = None) -> Loaded:
+    """Read everything: typed flags over variables over the file over defaults.
+
+    Args:
+        args: flags under their keys (`cli.flags.add_settings_flags`), `dagu_home` and `config`.
+        environ: the environment; None means this process's. A variable set to nothing counts as not set.
+
+    Raises:
+        ConfigError: with every invalid value, its key and where it came from.
+    """
+    environ = os.environ if environ is None else environ  # noqa: TID251 - the one door (docs/architecture.md)
+    declared = all_settings()
+    home = home_of(args, environ)
+    typed, typed_sources = _typed_flags(args, declared)
+    variables, variable_sources, warnings = _variables(environ, declared)
+    path, written = _document(args, environ, home, declared)
+    file_values: dict[str, Raw] = {key: found.value for key, found in written.found.items()}
+    sources = (
+        dict.fromkeys(declared, "default")
+        | {key: f"{path}:{found.line}" for key, found in written.found.items()}
+        | variable_sources
+        | typed_sources
+    )
+    settings = _read(file_values, variables, typed, sources)
+    settings = _with_host_defaults(settings, home, environ, sources)
+    _check(settings, sources)
+    return Loaded(
+        settings=settings, sources=sources, warnings=(*written.warnings, *warnings), home=home, config_file=path
+    )
+
+
+def home_of(args: argparse.Namespace, environ: Mapping[str, str] | None = None) -> Home:
+    """Return the home directory; reads no file.
+
+    Raises:
+        ConfigError: it names a variable that is not set.
+    """
+    environ = os.environ if environ is None else environ  # noqa: TID251 - the one door (docs/architecture.md)
+    try:
+        return find_home(getattr(args, "dagu_home", None), environ, cwd=Path.cwd())
+    except ValueError as problem:
+        raise ConfigError("the home directory cannot be used", why=str(problem), fix="see --dagu-home") from problem
+
+
+def peer_files(loaded: Loaded, purpose: Purpose) -> PeerFiles | Insecure:
+    """Return the certificate files of a process, or `Insecure` (see `peers.choose_peer`).
+
+    Raises:
+        ConfigError: a part is missing or contradicts another.
+    """
+    return choose_peer(
+        loaded.settings.peer,
+        purpose,
+        worker_id=loaded.settings.worker.id,
+        pki_dir=loaded.home.pki_dir,
+        exists=Path.is_file,
+    )
+
+
+def host_environment(settings: Settings, environ: Mapping[str, str] | None = None) -> dict[str, str]:
+    """Return what steps may see of this process's environment: an allow-list, never a configuration variable."""
+    environ = os.environ if environ is None else environ  # noqa: TID251 - the one door (docs/architecture.md)
+    names = _STEP_NAMES | set(settings.core.env_passthrough)
+    prefixes = (*_STEP_PREFIXES, *settings.core.env_passthrough_prefixes)
+    passed = {
+        name: value
+        for name, value in environ.items()
+        if (name in names or name.startswith(prefixes)) and not name.startswith(_NEVER_PREFIXES)
+    }
+    if settings.core.tz:
+        passed["TZ"] = settings.core.tz
+    if settings.core.default_shell:
+        passed["SHELL"] = settings.core.default_shell
+    return passed
+
+
+def _typed_flags(args: argparse.Namespace, declared: Mapping[str, Setting]) -> tuple[dict[str, Raw], dict[str, str]]:
+    given = {key: value for key in declared if (value := vars(args).get(key)) is not None}
+    return given, {key: f"flag {declared[key].flag}" for key in given}
+
+
+def _variables(
+    environ: Mapping[str, str], declared: Mapping[str, Setting]
+) -> tuple[dict[str, Raw], dict[str, str], list[str]]:
+    given: dict[str, Raw] = {}
+    sources: dict[str, str] = {}
+    for key, item in declared.items():
+        name = next((name for name in item.env if environ.get(name)), None)
+        if name is not None:
+            # Plain DEBUG is anybody's; whatever it holds, it only asks for more log.
+            given[key] = "true" if name == "DEBUG" else environ[name]
+            sources[key] = f"variable {name}"
+    names = {name for item in declared.values() for name in item.env}
+    warnings = []
+    for name in sorted(environ):
+        if name.startswith("DAGU_") and name not in names | _OTHER_VARIABLES and environ[name]:
+            close = difflib.get_close_matches(name, names, n=1, cutoff=0.9)
+            if close and not known.is_unused(name.removeprefix("DAGU_").lower()):
+                warnings.append(f"the variable {name} means nothing here (did you mean {close[0]}?)")
+    return given, sources, warnings
+
+
+def _document(
+    args: argparse.Namespace, environ: Mapping[str, str], home: Home, declared: Mapping[str, Setting]
+) -> tuple[Path | None, document.Document]:
+    said = getattr(args, "config", None) or environ.get("DAGU_CONFIG")
+    path = Path(said) if said else home.config_file
+    if not said and not path.exists():
+        return None, document.Document(found={}, warnings=())
+    return path, document.read_document(path, declared.keys())
+
+
+def _read(
+    file_values: Mapping[str, Raw], variables: Mapping[str, Raw], typed: Mapping[str, Raw], sources: Mapping[str, str]
+) -> Settings:
+    # pydantic takes a quarter of a second and 20 MiB; `--help`, `pki` and `version` need none of it.
+    from secure_dagu.config import reader
+
+    layers = (
+        reader.Layer(name="flags", values=typed),
+        reader.Layer(name="variables", values=variables),
+        reader.Layer(name="file", values=file_values),
+    )
+    try:
+        return reader.read(layers)
+    except reader.InvalidValues as problem:
+        raise ConfigError(
+            "the configuration has values that cannot be used",
+            why="; ".join(f"{key} ({sources.get(key, '?')}): {reason}" for key, reason in problem.problems),
+            fix="correct them; docs/reference/configuration.md says what each key takes",
+        ) from problem
+
+
+def _with_host_defaults(
+    settings: Settings, home: Home, environ: Mapping[str, str], sources: Mapping[str, str]
+) -> Settings:
+    """Fill in what depends on the host: paths, names, and whom operator commands dial."""
+    name = socket.gethostname()
+    coordinator = settings.coordinator
+    if not coordinator.advertise:
+        coordinator = replace(coordinator, advertise=(name,))
+    if not coordinator.id:
+        coordinator = replace(coordinator, id=f"{name}@{coordinator.port}")
+    worker = settings.worker
+    if not worker.id:
+        worker = replace(worker, id=f"{name}@{os.getpid()}")
+    client = settings.client
+    if not client.coordinators:
+        local = Address(_local_name(settings, is_advertised=bool(settings.coordinator.advertise)), coordinator.port)
+        client = replace(client, coordinators=worker.coordinators or (local,))
+
+    def place(key: str, value: Path, default: Path) -> Path:
+        if sources[key] == "default":
+            return default
+        try:
+            return Path.cwd() / expand(str(value), environ)
+        except ValueError as problem:
+            raise ConfigError(f"{key} cannot be used", why=f"{sources[key]}: {problem}") from problem
+
+    def optional(key: str, value: Path | None) -> Path | None:
+        return None if value is None else place(key, value, value)
+
+    data = place("paths.data_dir", settings.paths.data_dir, home.data_dir)
+    defaults = {
+        "dags_dir": home.config_dir / "dags",
+        "data_dir": data,
+        "log_dir": home.log_dir,
+        "artifact_dir": data / "artifacts",
+        "dag_run_work_dir": data / "dag-run-work",
+        "secrets_dir": data / "secrets",
+        "base_config": home.config_dir / "base.yaml",
+    }
+    paths = replace(
+        settings.paths,
+        **{field: place(f"paths.{field}", getattr(settings.paths, field), path) for field, path in defaults.items()},
+    )
+    peer = replace(
+        settings.peer,
+        cert_file=optional("peer.cert_file", settings.peer.cert_file),
+        key_file=optional("peer.key_file", settings.peer.key_file),
+        client_ca_file=optional("peer.client_ca_file", settings.peer.client_ca_file),
+    )
+    return replace(settings, coordinator=coordinator, worker=worker, client=client, paths=paths, peer=peer)
+
+
+def _local_name(settings: Settings, *, is_advertised: bool) -> str:
+    """Return the name by which commands on the coordinator's own host dial it.
+
+    A name that was advertised on purpose; else a particular address that it listens on; else localhost, which every
+    coordinator certificate of `pki init` covers.
+    """
+    if is_advertised:
+        return settings.coordinator.advertise[0]
+    host = settings.coordinator.host
+    return "localhost" if host in ("0.0.0.0", "::", "127.0.0.1", "::1", "localhost") else host  # noqa: S104 - compared
+
+
+def _check(settings: Settings, sources: Mapping[str, str]) -> None:
+    """Check what no single value shows."""
+    if settings.core.tz:
+        try:
+            ZoneInfo(settings.core.tz)
+        except (ZoneInfoNotFoundError, ValueError, OSError) as problem:
+            raise ConfigError(
+                f"tz ({sources['tz']}) names no time zone",
+                why=f"{settings.core.tz!r} is unknown on this host",
+                fix="use an IANA name such as Europe/Berlin; on a minimal system install tzdata",
+            ) from problem
+    coordinator = settings.coordinator
+    if coordinator.health_port and coordinator.health_port == coordinator.port:
+        raise ConfigError(
+            f"coordinator.port and coordinator.health_port are both {coordinator.port}",
+            fix="give them different ports, or set coordinator.health_port to 0 to turn it off",
+        )
