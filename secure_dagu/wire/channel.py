@@ -1,0 +1,239 @@
+"""One coordinator address over gRPC: a channel on a link, exact errors, and a fresh connection when it falls silent."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator
+from time import perf_counter
+from typing import Any
+
+import grpc
+import grpc.aio
+
+from secure_dagu.errors import SecureDaguError, Unavailable
+from secure_dagu.wire import status
+from secure_dagu.wire.fields import MAX_MESSAGE
+from secure_dagu.wire.interceptors import Recorder, Series
+from secure_dagu.wire.link import Connect, Link
+
+CONNECT_S = 3.0
+"""How long an address may take to answer before the next one is asked."""
+SILENT_AFTER = 3
+"""Deadlines missed in a row before the connection counts as half-open and is replaced: gRPC itself keeps it."""
+
+_OPTIONS = (
+    ("grpc.initial_reconnect_backoff_ms", 500),
+    ("grpc.min_reconnect_backoff_ms", 500),
+    ("grpc.max_reconnect_backoff_ms", 5_000),
+    ("grpc.max_receive_message_length", MAX_MESSAGE),
+    ("grpc.max_send_message_length", MAX_MESSAGE),
+    ("grpc.enable_retries", 0),  # who may be asked again, and how often, is decided above
+    ("grpc.enable_http_proxy", 0),  # or lower-case proxy variables of the host would be obeyed
+    ("grpc.use_local_subchannel_pool", 1),  # or a replaced channel would get the old, half-open connection
+)
+
+
+class Channel:
+    """The way to one address. Connects when first used; safe to use from many tasks of one loop."""
+
+    def __init__(self, host: str, port: int, *, connect: Connect, recorder: Recorder) -> None:
+        self.host = host
+        self.port = port
+        self.address = f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
+        self._connect = connect
+        self._recorder = recorder
+        self._link: Link | None = None
+        self._grpc: grpc.aio.Channel | None = None
+        self._lock = asyncio.Lock()
+        self._misses = 0
+        self._is_closed = False
+
+    async def problem(self) -> SecureDaguError | None:
+        """Connect if need be; return why that does not work, within 3 s, or None when the connection stands."""
+        channel = await self._open()
+        state = channel.get_state(try_to_connect=True)
+        if state is grpc.ChannelConnectivity.READY:
+            return None
+        try:
+            async with asyncio.timeout(CONNECT_S):
+                while state is not grpc.ChannelConnectivity.READY:
+                    if state is grpc.ChannelConnectivity.TRANSIENT_FAILURE:
+                        return self._cause("no connection")
+                    await channel.wait_for_state_change(state)
+                    state = channel.get_state(try_to_connect=True)
+        except TimeoutError:
+            return self._cause(f"no connection within {CONNECT_S:.0f} s")
+        except grpc.aio.UsageError:  # replaced or closed meanwhile
+            return Unavailable(f"coordinator {self.address} is not reachable", why="the connection was closed")
+        return None
+
+    async def call(self, path: str, request: bytes, timeout_s: float | None) -> bytes:
+        """Make a unary call; `timeout_s` None is for the long poll only.
+
+        Raises:
+            SecureDaguError: whatever the other end answered, or why it could not be asked.
+        """
+        if (problem := await self.problem()) is not None:
+            raise problem
+        began, code = perf_counter(), "OK"
+        series = self._series("unary", path)
+        try:
+            answer: bytes = await _unary(await self._open(), path)(request, timeout=timeout_s)
+            self._misses = 0
+            return answer
+        except (grpc.aio.AioRpcError, grpc.aio.UsageError, asyncio.CancelledError) as error:
+            code, raised = self._error(error)
+            await self._replace_if_silent(code)
+            raise raised from None
+        finally:
+            series.ended(code, perf_counter() - began, received=code == "OK", sent=1)
+
+    async def upload(self, path: str, requests: AsyncIterator[bytes], timeout_s: float | None) -> bytes:
+        """Make a client-streaming call. An exception of `requests` ends the call and is raised.
+
+        Raises:
+            SecureDaguError: as for `call`.
+        """
+        if (problem := await self.problem()) is not None:
+            raise problem
+        began, code, sent = perf_counter(), "OK", 0
+        series = self._series("client_stream", path)
+        failure: BaseException | None = None
+
+        async def outgoing() -> AsyncIterator[bytes]:
+            nonlocal failure, sent
+            try:
+                async for request in requests:
+                    sent += 1
+                    yield request
+            except Exception as error:
+                failure = error
+                raise
+
+        stream = outgoing()
+        try:
+            answer: bytes = await _upload(await self._open(), path)(stream, timeout=timeout_s)
+            return answer
+        except (grpc.aio.AioRpcError, grpc.aio.UsageError, asyncio.CancelledError) as error:
+            code, raised = self._error(error)
+            if failure is not None:
+                raise failure from None
+            raise raised from None
+        finally:
+            series.ended(code, perf_counter() - began, received=code == "OK", sent=sent)
+
+    async def download(self, path: str, request: bytes, timeout_s: float | None) -> AsyncIterator[bytes]:
+        """Make a server-streaming call and yield what comes.
+
+        Raises:
+            SecureDaguError: as for `call`.
+        """
+        if (problem := await self.problem()) is not None:
+            raise problem
+        began, code, received = perf_counter(), "OK", 0
+        series = self._series("server_stream", path)
+        call = _download(await self._open(), path)(request, timeout=timeout_s)
+        try:
+            async for message in call:
+                received += 1
+                yield message
+        except (grpc.aio.AioRpcError, grpc.aio.UsageError, asyncio.CancelledError) as error:
+            code, raised = self._error(error)
+            raise raised from None
+        finally:
+            call.cancel()  # nothing when it has ended; otherwise the reader went away
+            series.ended(code, perf_counter() - began, received=received, sent=1)
+
+    async def close(self) -> None:
+        """Close the connection; open calls end with `Unavailable`."""
+        self._is_closed = True
+        async with self._lock:
+            channel, self._grpc = self._grpc, None
+            link, self._link = self._link, None
+        if channel is not None:
+            await channel.close()
+        if link is not None:
+            await link.close()
+
+    async def _open(self) -> grpc.aio.Channel:
+        if self._grpc is not None:
+            return self._grpc
+        async with self._lock:
+            if self._is_closed:
+                raise Unavailable(f"coordinator {self.address} is not asked any more", why="this process is ending")
+            if self._link is None:
+                self._link = await self._connect(self.host, self.port)
+            if self._grpc is None:
+                options = (*_OPTIONS, ("grpc.default_authority", self._link.authority))
+                self._grpc = grpc.aio.insecure_channel(self._link.target, options=options)
+            return self._grpc
+
+    async def _replace_if_silent(self, code: str) -> None:
+        if code != "DEADLINE_EXCEEDED":
+            return
+        self._misses += 1
+        if self._misses < SILENT_AFTER:
+            return
+        self._misses = 0
+        channel, self._grpc = self._grpc, None
+        if channel is not None:
+            await channel.close()
+
+    def _series(self, kind: str, path: str) -> Series:
+        service, _, name = path[1:].partition("/")
+        series = self._recorder.method(kind, service, name)
+        series.started()
+        return series
+
+    def _error(self, error: BaseException) -> tuple[str, BaseException]:
+        """Return the status name to record and what to raise."""
+        if isinstance(error, grpc.aio.AioRpcError):
+            details = error.details() or ""
+            if "Received http2 header with status" in details:
+                return error.code().name, Unavailable(
+                    f"{self.address} is not a coordinator but an HTTP reverse proxy or web server",
+                    why=details[:200],
+                    fix="forward raw TCP to the coordinator (nginx `stream`, haproxy `mode tcp`); do not terminate TLS",
+                )
+            told = status.error_of(error.code(), details, _pairs(error.trailing_metadata()))
+            if type(told) is Unavailable and not _is_answer(error):
+                return error.code().name, self._cause(details)
+            return error.code().name, told
+        if isinstance(error, asyncio.CancelledError):
+            task = asyncio.current_task()
+            if task is not None and task.cancelling():
+                return "CANCELLED", error
+        return "UNAVAILABLE", self._cause("the connection was closed")
+
+    def _cause(self, said: str) -> SecureDaguError:
+        """Return the exact reason of the last failed dial; without one, what gRPC says."""
+        cause = self._link.explain() if self._link is not None else None
+        if cause is not None:
+            return cause.with_traceback(None)  # raised many times; it must not collect the frames of each
+        return Unavailable(f"coordinator {self.address} is not reachable", why=said[:300])
+
+
+# Without (de)serialisers gRPC passes bytes through; its stubs do not know that.
+
+
+def _unary(channel: grpc.aio.Channel, path: str) -> grpc.aio.UnaryUnaryMultiCallable[bytes, bytes]:
+    return channel.unary_unary(path)
+
+
+def _upload(channel: grpc.aio.Channel, path: str) -> grpc.aio.StreamUnaryMultiCallable[bytes, bytes]:
+    return channel.stream_unary(path)
+
+
+def _download(channel: grpc.aio.Channel, path: str) -> grpc.aio.UnaryStreamMultiCallable[bytes, bytes]:
+    return channel.unary_stream(path)
+
+
+def _pairs(metadata: Any) -> list[tuple[str, str | bytes]]:
+    return list(metadata) if metadata is not None else []
+
+
+def _is_answer(error: grpc.aio.AioRpcError) -> bool:
+    """Tell whether the coordinator itself said UNAVAILABLE, rather than the connection."""
+    if error.code() is grpc.StatusCode.DEADLINE_EXCEEDED:
+        return True
+    return any(key == status.METADATA_KEY for key, _ in _pairs(error.trailing_metadata()))
