@@ -32,6 +32,7 @@ check: venv
 	$(BIN)/mypy
 	$(BIN)/lint-imports
 	$(BIN)/python proto/generate.py --check
+	$(BIN)/python docs/generate.py --check
 
 format: venv
 	$(BIN)/ruff format .
@@ -39,6 +40,7 @@ format: venv
 
 generate: venv
 	$(BIN)/python proto/generate.py
+	$(BIN)/python docs/generate.py
 
 # Names, versions and hashes only: the file must install from any index.
 lock: venv

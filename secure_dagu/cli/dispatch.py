@@ -91,7 +91,7 @@ async def _send_bundle(
     patterns = definition.all_file_dependencies()
     if not patterns:
         return None
-    ref, data = pack(base=path.resolve().parent, dag_path=path.name, dag_text=definition.text, patterns=patterns)
+    ref, data = pack(base=path.parent, dag_path=path.name, dag_text=definition.text, patterns=patterns)
     if not await coordinator.has(caller, ref.digest):
         with Progress(f"sending {len(patterns)} file dependencies", total=ref.size_bytes) as progress:
             verdict = await coordinator.put(caller, ref, progress.count(remote.pieces(data)))
