@@ -1,0 +1,160 @@
+"""Log lines: an event name and fields, as JSON or as text, redacted and bounded before they are rendered.
+
+Import this module before any other that logs (`assembly` and `cli` do): it loads structlog without `rich`, which costs
+3 MiB in every process for a traceback style that we do not use.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import re
+import sys
+import traceback
+from collections.abc import Mapping, MutableMapping
+from datetime import UTC, datetime
+from typing import Any, Literal, TextIO
+
+if "structlog" not in sys.modules and "rich" not in sys.modules:
+    sys.modules["rich"] = None  # type: ignore[assignment]  # the documented way to make an import fail
+    try:
+        import structlog
+    finally:
+        del sys.modules["rich"]
+import structlog
+
+MAX_TEXT = 2000
+"""Characters of one field; a traceback may have ten times as many."""
+MAX_FIELDS = 40
+MASK = "[redacted]"
+_SECRET_WORDS = frozenset(
+    {
+        "password", "passphrase", "secret", "token", "authorization", "cookie", "params", "environment", "env",
+        "body", "definition", "document", "data", "value", "private_key", "credentials",
+    }
+)  # fmt: skip
+_SECRET_ENDINGS = ("_password", "_passphrase", "_secret", "_token", "_credentials", "_private_key")
+_SECRET_TEXT = re.compile(
+    r"-----BEGIN [A-Z ]*PRIVATE KEY-----.*?(?:-----END [A-Z ]*PRIVATE KEY-----|\Z)"
+    r"|(?i:\bbearer\s+)[A-Za-z0-9._~+/=-]{8,}",
+    re.DOTALL,
+)
+_CONTROL = re.compile(r"[\x00-\x1f\x7f-\x9f\u2028\u2029\u202a-\u202e\u2066-\u2069]")
+_LEVELS = {"debug": 10, "info": 20, "warning": 30, "error": 40}
+
+Event = MutableMapping[str, Any]
+Format = Literal["text", "json"]
+
+
+def configure(*, log_format: Format, level: str = "info", stream: TextIO | None = None, colour: bool = False) -> None:
+    """Set up logging for this process; lines go to `stream`, standard error by default.
+
+    Args:
+        level: `debug`, `info`, `warning` or `error`.
+        colour: for a person at a terminal; JSON has none.
+    """
+    out = stream or sys.stderr
+    number = _LEVELS.get(level, logging.INFO)
+    structlog.configure(
+        processors=[
+            structlog.contextvars.merge_contextvars,
+            structlog.stdlib.add_log_level,
+            clean,
+            _as_json if log_format == "json" else _Text(colour=colour),
+        ],
+        wrapper_class=structlog.make_filtering_bound_logger(number),
+        logger_factory=structlog.WriteLoggerFactory(out),
+        cache_logger_on_first_use=True,
+    )
+    # What libraries say through the standard module becomes a line of the same shape.
+    root = logging.getLogger()
+    root.handlers[:] = [_Libraries()]
+    root.setLevel(max(number, logging.WARNING))
+
+
+def clean(_logger: object, _method: str, event: Event) -> Event:
+    """Bound and redact one event; every value leaves as a short string, number, boolean, None, list or mapping."""
+    error = event.pop("exc_info", None)
+    fields: Event = {"time": datetime.now(UTC).strftime("%Y-%m-%dT%H:%M:%S.%fZ"), "level": event.pop("level", "info")}
+    fields["event"] = _text(str(event.pop("event", "")))
+    for key, value in list(event.items())[:MAX_FIELDS]:
+        fields[_text(key)[:64]] = MASK if _is_secret(key) else _value(value, 0)
+    if error:
+        fields["exception"] = _text(_trace(error), limit=10 * MAX_TEXT)
+    return fields
+
+
+def _is_secret(key: str) -> bool:
+    lowered = key.lower()
+    return lowered in _SECRET_WORDS or lowered.endswith(_SECRET_ENDINGS)
+
+
+def _value(value: Any, depth: int) -> Any:
+    if value is None or isinstance(value, bool | int | float):
+        return value
+    if depth < 3:
+        if isinstance(value, Mapping):
+            some = list(value.items())[:MAX_FIELDS]
+            return {_text(str(k))[:64]: MASK if _is_secret(str(k)) else _value(v, depth + 1) for k, v in some}
+        if isinstance(value, list | tuple | set | frozenset):
+            return [_value(item, depth + 1) for item in list(value)[:MAX_FIELDS]]
+    return _text(str(value))
+
+
+def _text(text: str, limit: int = MAX_TEXT) -> str:
+    text = _SECRET_TEXT.sub(MASK, text)
+    return text if len(text) <= limit else text[:limit] + "…"
+
+
+def _trace(error: Any) -> str:
+    if error is True:
+        error = sys.exc_info()[1]
+    elif isinstance(error, tuple):
+        error = error[1]
+    return "".join(traceback.format_exception(error)) if isinstance(error, BaseException) else str(error)
+
+
+def _as_json(_logger: object, _method: str, event: Event) -> str:
+    # ASCII only: every control character, line separator and direction mark leaves as an escape.
+    return json.dumps(event, separators=(",", ":"), default=str) + "\n"
+
+
+class _Text:
+    """Render one line for people: time, level, event, key=value; a traceback follows, indented."""
+
+    _COLOURS: Mapping[str, str] = {"debug": "\x1b[2m", "info": "", "warning": "\x1b[33m", "error": "\x1b[31m"}
+
+    def __init__(self, *, colour: bool) -> None:
+        self._colour = colour
+
+    def __call__(self, _logger: object, _method: str, event: Event) -> str:
+        level = str(event.pop("level"))
+        when, name, trace = event.pop("time"), escape(str(event.pop("event"))), event.pop("exception", "")
+        fields = " ".join(f"{escape(key)}={_shown(value)}" for key, value in event.items())
+        line = f"{when[:23]}Z {level:<7} {name}{' ' + fields if fields else ''}"
+        if self._colour and (colour := self._COLOURS.get(level)):
+            line = f"{colour}{line}\x1b[0m"
+        return line + "\n" + "".join(f"    {escape(row)}\n" for row in trace.splitlines())
+
+
+def escape(text: str) -> str:
+    """Return `text` with control characters and direction marks as escapes: it stays on its line and has no colour."""
+    return _CONTROL.sub(lambda found: ascii(found.group())[1:-1], text)
+
+
+def _shown(value: Any) -> str:
+    text = value if isinstance(value, str) else json.dumps(value, ensure_ascii=False, default=str)
+    text = escape(text)
+    return json.dumps(text, ensure_ascii=False) if isinstance(value, str) and (not text or " " in text) else text
+
+
+class _Libraries(logging.Handler):
+    """Hands the records of libraries on as events."""
+
+    def emit(self, record: logging.LogRecord) -> None:
+        log = structlog.get_logger()
+        say = log.error if record.levelno >= logging.ERROR else log.warning
+        try:
+            say("library.said", library=record.name, message=record.getMessage(), exc_info=record.exc_info)
+        except Exception:
+            self.handleError(record)
