@@ -36,7 +36,7 @@ def read_params(report: Report, node: Node | None, path: str) -> tuple[ParamDef,
         found = [_word(report, node, path, word) for word in params.split_words(nodes.scalar_text(node))]
     elif isinstance(node, Sequence):
         found = [item for index, entry in enumerate(node.items) for item in _entry(report, entry, f"{path}[{index}]")]
-    elif _is_schema(node):
+    elif isinstance(node, Mapping) and _is_schema(node):
         found = _from_schema(report, node, path)
     else:
         assert isinstance(node, Mapping)
@@ -128,10 +128,8 @@ def _pattern(report: Report, node: Node | None, path: str) -> str:
     return pattern
 
 
-def _is_schema(node: Node) -> bool:
+def _is_schema(node: Mapping) -> bool:
     """Tell the two schema forms from a plain map of defaults."""
-    if not isinstance(node, Mapping):
-        return False
     if "schema" in node.entries and node.entries.keys() <= {"schema", "values"}:
         return True
     kind = node.entries.get("type")

@@ -1,4 +1,4 @@
-"""Read the parts that roots, steps, handlers and defaults share: env, shell, preconditions, policies, selectors. Pure."""
+"""Read what roots, steps, handlers and defaults share: env, shell, preconditions, policies, selectors. Pure."""
 
 from __future__ import annotations
 

@@ -31,6 +31,11 @@ class Report:
         self._problems: list[str] = []
         self._uncounted = 0
 
+    @property
+    def is_full(self) -> bool:
+        """Tell whether further problems are only counted: no hint is worth looking for."""
+        return len(self._problems) >= MAX_PROBLEMS
+
     def problem(self, node: Node, path: str, text: str) -> None:
         """Note that something is wrong at `node`; `path` is the field, such as `steps[0].env`."""
         if len(self._problems) < MAX_PROBLEMS:
@@ -83,7 +88,7 @@ def table(report: Report, node: Node | None, path: str, keys: schema.Table) -> M
 def _unknown_keys(report: Report, node: Mapping, path: str, keys: schema.Table) -> None:
     for name, key in node.keys.items():
         if name not in keys:
-            hint = schema.hint_for(name, keys)
+            hint = "" if report.is_full else schema.hint_for(name, keys)
             shown = name[:80]
             report.problem(key, path, f'invalid keys: "{shown}"' + (f" ({hint})" if hint else ""))
 

@@ -209,7 +209,9 @@ def hint_for(key: str, table: Table) -> str:
 
 
 def nearest(word: str, candidates: Mapping[str, object] | frozenset[str]) -> str:
-    """Return the most similar candidate, empty when none is similar."""
+    """Return the most similar candidate, empty when none is similar or there are too many to compare."""
+    if len(candidates) > 500:
+        return ""
     import difflib  # only a file with a mistake pays for it
 
     found = difflib.get_close_matches(word[:80], list(candidates), n=1, cutoff=0.6)
