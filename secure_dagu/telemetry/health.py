@@ -26,7 +26,7 @@ MAX_REQUEST = 8192
 
 Facts = Callable[[], Mapping[str, Any]]
 """What `/health` says, made anew for each question. Its `status` is `healthy`, or the answer is 503."""
-Scrape = Callable[[str], tuple[bytes, str]]
+Exposition = Callable[[str], tuple[bytes, str]]
 """Takes the `Accept` header, returns body and content type."""
 
 
@@ -39,20 +39,21 @@ class HealthPort:
 
 
 @asynccontextmanager
-async def serve_health(
-    *, host: str, port: int, key: str, facts: Facts, scrape: Scrape, metrics_token: str = ""
+async def serve(
+    *, host: str, port: int, key: str, facts: Facts, exposition: Exposition | None, token: str = ""
 ) -> AsyncIterator[HealthPort]:
     """Serve until left.
 
     Args:
         port: 0 picks a free one.
         key: the setting that named the port, for the error.
-        metrics_token: when given, `/metrics` asks for it as a bearer token.
+        exposition: None keeps `/metrics` shut.
+        token: when given, `/metrics` asks for it as a bearer token.
 
     Raises:
         ConfigError: the port cannot be had.
     """
-    site = _Site(facts=facts, scrape=scrape, token=metrics_token.encode())
+    site = _Site(facts=facts, exposition=exposition, token=token.encode())
     loop = asyncio.get_running_loop()
     try:
         server = await loop.create_server(lambda: _Connection(site), host, port, backlog=MAX_CONNECTIONS)
@@ -74,10 +75,10 @@ async def serve_health(
 class _Site:
     """What all connections share."""
 
-    def __init__(self, *, facts: Facts, scrape: Scrape, token: bytes) -> None:
+    def __init__(self, *, facts: Facts, exposition: Exposition | None, token: bytes) -> None:
         self.connections: set[_Connection] = set()
         self._facts = facts
-        self._scrape = scrape
+        self._exposition = exposition
         self._token = token
 
     def answer(self, request: h11.Request) -> tuple[int, str, bytes]:
@@ -93,7 +94,9 @@ class _Site:
             case b"/metrics" if not self._may_scrape(headers):
                 return 401, _PLAIN, b"a bearer token is required\n"
             case b"/metrics":
-                body, content_type = self._scrape(headers.get(b"accept", b"").decode("latin-1"))
+                if self._exposition is None:
+                    return 403, _PLAIN, b"metrics are private here\n"
+                body, content_type = self._exposition(headers.get(b"accept", b"").decode("latin-1"))
                 return 200, content_type, body
             case _:
                 return 404, _PLAIN, b"there is /health and /metrics\n"

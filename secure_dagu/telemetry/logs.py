@@ -13,7 +13,7 @@ import sys
 import traceback
 from collections.abc import Mapping, MutableMapping
 from datetime import UTC, datetime
-from typing import Any, Literal, TextIO
+from typing import Any, TextIO
 
 if "structlog" not in sys.modules and "rich" not in sys.modules:
     sys.modules["rich"] = None  # type: ignore[assignment]  # the documented way to make an import fail
@@ -40,27 +40,20 @@ _SECRET_TEXT = re.compile(
     re.DOTALL,
 )
 _CONTROL = re.compile(r"[\x00-\x1f\x7f-\x9f\u2028\u2029\u202a-\u202e\u2066-\u2069]")
-_LEVELS = {"debug": 10, "info": 20, "warning": 30, "error": 40}
 
 Event = MutableMapping[str, Any]
-Format = Literal["text", "json"]
 
 
-def configure(*, log_format: Format, level: str = "info", stream: TextIO | None = None, colour: bool = False) -> None:
-    """Set up logging for this process; lines go to `stream`, standard error by default.
-
-    Args:
-        level: `debug`, `info`, `warning` or `error`.
-        colour: for a person at a terminal; JSON has none.
-    """
+def configure(*, json_lines: bool, debug: bool = False, stream: TextIO | None = None) -> None:
+    """Set up logging for this process; lines go to `stream`, standard error by default, in colour on a terminal."""
     out = stream or sys.stderr
-    number = _LEVELS.get(level, logging.INFO)
+    number = logging.DEBUG if debug else logging.INFO
     structlog.configure(
         processors=[
             structlog.contextvars.merge_contextvars,
             structlog.stdlib.add_log_level,
             clean,
-            _as_json if log_format == "json" else _Text(colour=colour),
+            _as_json if json_lines else _Text(colour=out.isatty()),
         ],
         wrapper_class=structlog.make_filtering_bound_logger(number),
         logger_factory=structlog.WriteLoggerFactory(out),
@@ -69,7 +62,7 @@ def configure(*, log_format: Format, level: str = "info", stream: TextIO | None 
     # What libraries say through the standard module becomes a line of the same shape.
     root = logging.getLogger()
     root.handlers[:] = [_Libraries()]
-    root.setLevel(max(number, logging.WARNING))
+    root.setLevel(logging.WARNING)
 
 
 def clean(_logger: object, _method: str, event: Event) -> Event:

@@ -9,7 +9,7 @@ scrape time through a callback, so that a heartbeat pays for one counter and no 
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from datetime import UTC, datetime
 
 from prometheus_client import (
@@ -27,6 +27,7 @@ from prometheus_client.exposition import choose_encoder
 from prometheus_client.metrics_core import GaugeMetricFamily, Metric
 
 from secure_dagu.dispatch.model import Role, WorkerHealth, WorkerInfo
+from secure_dagu.security.peer import Peer
 from secure_dagu.telemetry.rpc_series import RpcSeries
 
 disable_created_metrics()  # type: ignore[no-untyped-call]  # its stub has no annotations; halves the series
@@ -56,14 +57,9 @@ CONFIG_RELOADED_AT = Gauge(
 # -- C.2 transport -----------------------------------------------------------------------------------------------------
 
 _CONNECTION = ("tls", "tls_version", "peer_class")
-PEER_CONNECTIONS = Gauge("secure_dagu_peer_connections", "Open peer connections.", _CONNECTION, registry=COORDINATOR)
 PEER_CONNECTIONS_OPENED = Counter(
     "secure_dagu_peer_connections_opened_total", "Peer connections ever opened.", _CONNECTION, registry=COORDINATOR
 )
-PEER_KEY_EXCHANGE = Gauge(
-    "secure_dagu_peer_key_exchange_connections", "Open peer connections by key exchange group.", ("group",),
-    registry=COORDINATOR,
-)  # fmt: skip
 HANDSHAKE_FAILURES = Counter(
     "secure_dagu_tls_handshake_failures_total", "Handshakes that did not become a connection.", ("side", "reason"),
     registry=COMMON,
@@ -257,6 +253,17 @@ def bounded_label(text: str) -> str:
     return _UNSAFE.sub("_", text[:MAX_LABEL])
 
 
+def connection_opened(peer: Peer) -> None:
+    """Count a connection that has passed the edge."""
+    PEER_CONNECTIONS_OPENED.labels(*_connection(peer.identity.role if peer.identity else None, peer.tls_version)).inc()
+
+
+def _connection(role: Role | None, tls_version: str) -> tuple[str, str, str]:
+    """Return the labels of a connection: tls, tls_version, peer_class."""
+    tls = "plaintext" if tls_version == "none" else "tls" if role in (None, Role.ANONYMOUS) else "mtls"
+    return tls, tls_version, peer_class(role)
+
+
 def peer_class(role: Role | None) -> str:
     """Return the `peer_class` label of a role; `unknown` for an unproven peer and for a scraper."""
     return "unknown" if role is None else _PEER_CLASS.get(role, "unknown")
@@ -353,6 +360,42 @@ COORDINATOR.register(_workers)
 def show_workers(workers: Callable[[], Iterable[WorkerInfo]]) -> None:
     """Fill the worker gauges from `workers`, called at each scrape; it must answer from memory."""
     _workers.workers = workers
+
+
+class _Connections:
+    """What a scrape says about live connections, counted at that moment."""
+
+    def __init__(self, counts: Callable[[], Mapping[tuple[Role, str, str], int]]) -> None:
+        self.counts = counts
+
+    def collect(self) -> Iterator[Metric]:
+        by_peer: dict[tuple[str, str, str], int] = {}
+        by_group = dict.fromkeys((*GROUPS, "other"), 0)
+        for (role, tls_version, group), count in self.counts().items():
+            labels = _connection(role, tls_version)
+            by_peer[labels] = by_peer.get(labels, 0) + count
+            if tls_version != "none":
+                by_group[key_exchange_group(group)] += count
+        peers = GaugeMetricFamily("secure_dagu_peer_connections", "Open peer connections.", labels=_CONNECTION)
+        groups = GaugeMetricFamily(
+            "secure_dagu_peer_key_exchange_connections",
+            "Open TLS connections by key exchange group.",
+            labels=("group",),
+        )
+        for labels, count in by_peer.items():
+            peers.add_metric(labels, count)
+        for group, count in by_group.items():
+            groups.add_metric((group,), count)
+        yield from (peers, groups)
+
+
+_connections = _Connections(dict)
+COORDINATOR.register(_connections)
+
+
+def show_connections(counts: Callable[[], Mapping[tuple[Role, str, str], int]]) -> None:
+    """Fill the connection gauges from `counts` (role, TLS version, group), called at each scrape."""
+    _connections.counts = counts
 
 
 class _Together:
