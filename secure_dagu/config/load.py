@@ -89,6 +89,18 @@ def home_of(args: argparse.Namespace, environ: Mapping[str, str] | None = None) 
         raise ConfigError("the home directory cannot be used", why=str(problem), fix="see --dagu-home") from problem
 
 
+def wants_debug(environ: Mapping[str, str] | None = None) -> bool:
+    """Tell whether unexpected errors are shown whole, before or without reading the configuration."""
+    environ = os.environ if environ is None else environ  # noqa: TID251 - the one door (docs/architecture.md)
+    return bool(environ.get("DEBUG")) or environ.get("DAGU_DEBUG", "") in ("1", "t", "T", "TRUE", "true", "True")
+
+
+def is_completing(environ: Mapping[str, str] | None = None) -> bool:
+    """Tell whether a shell asks for completions instead of running a command."""
+    environ = os.environ if environ is None else environ  # noqa: TID251 - the one door (docs/architecture.md)
+    return "_ARGCOMPLETE" in environ
+
+
 def peer_files(loaded: Loaded, purpose: Purpose) -> PeerFiles | Insecure:
     """Return the certificate files of a process, or `Insecure` (see `peers.choose_peer`).
 

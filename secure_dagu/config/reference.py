@@ -12,8 +12,8 @@ Made from `secure_dagu/config/settings.py` by `secure-dagu config docs`; do not 
 A typed flag wins over a variable, a variable over the file, the file over the default.
 A variable that is set to nothing counts as not set.
 The file is `config.yaml` in the home directory, or what `--config` names; it is YAML with the keys below.
-The home directory is `--dagu-home`, else `DAGU_HOME`, else `~/.dagu` if it exists, else `~/.config/dagu` for configuration
-and `$XDG_DATA_HOME/dagu` for data.
+The home directory is `--dagu-home`, else `DAGU_HOME`, else `~/.dagu` if it exists, else `~/.config/dagu` for
+configuration and `$XDG_DATA_HOME/dagu` for data.
 Unknown keys are errors that name the nearest known one.
 Keys that Dagu knows and this version does not use are accepted with a warning.
 
@@ -26,8 +26,8 @@ An invalid value is an error, never a default.
 _TABLE = "| key | value | default | variable | flag | meaning |\n|---|---|---|---|---|---|"
 
 _PEER = """\
-Without `peer.*` files a process uses the standard place, `<home>/pki`: a coordinator `coordinator.crt` and `.key`, operator
-commands `operator.crt` and `.key`, a worker `<worker id up to @>.crt` and `.key`, each with `ca.crt`.
+Without `peer.*` files a process uses the standard place, `<home>/pki`: a coordinator `coordinator.crt` and `.key`,
+operator commands `operator.crt` and `.key`, a worker `<worker id up to @>.crt` and `.key`, each with `ca.crt`.
 With them, all three must be given.
 If a part is missing the process does not start; it never falls back to plaintext.
 """

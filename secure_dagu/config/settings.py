@@ -85,7 +85,9 @@ class Paths:
     dags_dir: Folder = setting(
         Path(), "DAG definitions.", env=("DAGU_DAGS_DIR", "DAGU_DAGS"), default_text="<home>/dags"
     )
-    data_dir: Folder = setting(Path(), "What the coordinator remembers.", default_text="<home>/data")
+    data_dir: Folder = setting(
+        Path(), "What the coordinator remembers.", env=("DAGU_DATA_DIR",), default_text="<home>/data"
+    )
     log_dir: Folder = setting(Path(), "Logs of runs and steps.", env=("DAGU_LOG_DIR",), default_text="<home>/logs")
     artifact_dir: Folder = setting(
         Path(), "Artifacts of runs.", env=("DAGU_ARTIFACT_DIR",), default_text="{data_dir}/artifacts"
@@ -154,7 +156,7 @@ class Peer:
         False, "No TLS: nobody is proven and everything can be read. Both ends must say it.", flag="--peer.insecure"
     )
     cert_file: OptionalFile = setting(
-        None, "Own certificate, PEM.", flag="--peer.cert-file", default_text="the standard place, see below"
+        None, "Own certificate, PEM.", flag="--peer.cert-file", default_text="that of the standard place"
     )
     key_file: OptionalFile = setting(
         None, "Its private key, PEM, mode 0600.", flag="--peer.key-file", default_text="as above"

@@ -1,0 +1,47 @@
+"""Say what went wrong: for a person on standard error, with --json as one document on standard output."""
+
+from __future__ import annotations
+
+import json
+import sys
+import traceback
+from typing import Any
+
+from secure_dagu.errors import SecureDaguError
+
+
+def print_json(document: Any) -> None:
+    """Print one stable document on standard output."""
+    print(json.dumps(document, ensure_ascii=False, indent=2))
+
+
+def say(text: str) -> None:
+    """Print a line for people on standard error, where it cannot disturb a result."""
+    print(text, file=sys.stderr)
+
+
+def visible(text: str) -> str:
+    """Return text with control characters made visible: part of a message may come from elsewhere."""
+    return "".join(char if char.isprintable() or char == "\n" else f"\\x{ord(char):02x}" for char in text)
+
+
+def print_error(error: SecureDaguError, *, as_json: bool) -> None:
+    """Print one of our errors: what, why, fix."""
+    if as_json:
+        print_json({"error": error.as_dict()})
+        return
+    lines = [f"error: {error.what}"]
+    lines += [f"  {word}: {text}" for word, text in (("why", error.why), ("fix", error.fix)) if text]
+    say(visible("\n".join(lines)))
+
+
+def print_bug(problem: BaseException, *, number: str, is_debug: bool, as_json: bool) -> None:
+    """Print an unexpected error: an id for the report; the rest only when debugging, for it may hold values."""
+    if is_debug:
+        traceback.print_exception(problem)
+    what = f"unexpected error {number} ({type(problem).__name__})"
+    fix = "run it again with DAGU_DEBUG=true and report what it prints"
+    if as_json:
+        print_json({"error": {"code": "internal", "what": what, "why": "", "fix": fix}})
+    else:
+        say(f"error: {what}\n  why: this is a mistake in secure-dagu\n  fix: {fix}")
