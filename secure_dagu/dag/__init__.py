@@ -1,1 +1,1 @@
-"""What to run: the workflow language. Pure."""
+"""What to run: workflow text becomes frozen values, references become text, steps become a plan. Pure."""
