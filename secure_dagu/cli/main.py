@@ -7,7 +7,6 @@ Parsing imports no grpc, TLS, SQL or pydantic: command modules import such thing
 from __future__ import annotations
 
 import argparse
-import asyncio
 import difflib
 import re
 import secrets
@@ -170,6 +169,8 @@ def _run(args: argparse.Namespace) -> int:
         import uvloop  # pays off only where many bytes move
 
         return uvloop.run(running)
+    import asyncio  # a third of the time that --help would take
+
     return asyncio.run(running)
 
 
@@ -215,8 +216,7 @@ def _print_problem(problem: BaseException, *, as_json: bool) -> int:
     if ours is not None:
         output.print_error(ours, as_json=as_json)
         return ours.exit_code
-    leaves = _leaves(problem)
-    if any(isinstance(leaf, KeyboardInterrupt | asyncio.CancelledError) for leaf in leaves):
+    if any(isinstance(leaf, KeyboardInterrupt) for leaf in _leaves(problem)):
         return INTERRUPTED
     from secure_dagu.config.load import wants_debug
 

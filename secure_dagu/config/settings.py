@@ -11,7 +11,9 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 from dataclasses import MISSING, dataclass, field, fields
 from datetime import timedelta
+from functools import cache
 from pathlib import Path
+from types import MappingProxyType
 from typing import Annotated, Any, get_args, get_type_hints
 
 from secure_dagu.config import values
@@ -221,9 +223,10 @@ class Setting:
     is_bool: bool
 
 
+@cache  # --help asks for each command; it never changes
 def all_settings() -> Mapping[str, Setting]:
     """Return every declaration by key, in the order of this file."""
-    return {item.key: item for section, cls in SECTIONS.items() for item in _of(section, cls)}
+    return MappingProxyType({item.key: item for section, cls in SECTIONS.items() for item in _of(section, cls)})
 
 
 def _of(section: str, cls: type[Any]) -> Iterator[Setting]:
