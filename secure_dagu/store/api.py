@@ -64,6 +64,8 @@ class NewAttempt:
     document: str
     body: str = ""
     """The task as JSON; empty when the attempt runs inside another task."""
+    place: int = 0
+    """Where the task stands in the queue."""
     supersedes: AttemptKey | None = None
     """The latest attempt as it was seen; None when the run is new. Another one now: Conflict."""
 
@@ -163,7 +165,14 @@ class Store(Protocol):
         ...
 
     async def put_state(
-        self, ref: StateRef, value: bytes, *, expected_version: int | None, create_only: bool, by: StateSource, now_ns: int
+        self,
+        ref: StateRef,
+        value: bytes,
+        *,
+        expected_version: int | None,
+        create_only: bool,
+        by: StateSource,
+        now_ns: int,
     ) -> StateEntry | None:
         """Write a shared value; None when `expected_version` or `create_only` does not hold."""
         ...
