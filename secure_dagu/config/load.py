@@ -8,10 +8,12 @@ import os
 import socket
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from zoneinfo import ZoneInfo, ZoneInfoNotFoundError
 
 from secure_dagu.config import document, known
+from secure_dagu.config.apart import run_apart
 from secure_dagu.config.home import Home, expand, find_home
 from secure_dagu.config.peers import Insecure, PeerFiles, Purpose, choose_peer
 from secure_dagu.config.settings import Setting, Settings, all_settings
@@ -45,35 +47,25 @@ class Loaded:
     """The file that was read; None when there is none."""
 
 
-def load(args: argparse.Namespace, environ: Mapping[str, str] | None = None) -> Loaded:
+def load(args: argparse.Namespace, environ: Mapping[str, str] | None = None, *, apart: bool = False) -> Loaded:
     """Read everything: typed flags over variables over the file over defaults.
 
     Args:
         args: flags under their keys (`cli.flags.add_settings_flags`), `dagu_home` and `config`.
         environ: the environment; None means this process's. A variable set to nothing counts as not set.
+        apart: parse in a short-lived copy of this process. For services, which stay for long and should stay small;
+            only before any thread is started.
 
     Raises:
         ConfigError: with every invalid value, its key and where it came from.
     """
     environ = os.environ if environ is None else environ  # noqa: TID251 - the one door (docs/architecture.md)
-    declared = all_settings()
     home = home_of(args, environ)
-    typed, typed_sources = _typed_flags(args, declared)
-    variables, variable_sources, warnings = _variables(environ, declared)
-    path, written = _document(args, environ, home, declared)
-    file_values: dict[str, Raw] = {key: found.value for key, found in written.found.items()}
-    sources = (
-        dict.fromkeys(declared, "default")
-        | {key: f"{path}:{found.line}" for key, found in written.found.items()}
-        | variable_sources
-        | typed_sources
-    )
-    settings = _read(file_values, variables, typed, sources)
-    settings = _with_host_defaults(settings, home, environ, sources)
-    _check(settings, sources)
-    return Loaded(
-        settings=settings, sources=sources, warnings=(*written.warnings, *warnings), home=home, config_file=path
-    )
+    parse = partial(_parse, args, environ, home)
+    parsed = run_apart(parse) if apart else parse()
+    settings = _with_host_defaults(parsed.settings, home, environ, parsed.sources)
+    _check(settings, parsed.sources)
+    return replace(parsed, settings=settings)
 
 
 def home_of(args: argparse.Namespace, environ: Mapping[str, str] | None = None) -> Home:
@@ -131,6 +123,25 @@ def host_environment(settings: Settings, environ: Mapping[str, str] | None = Non
     if settings.core.default_shell:
         passed["SHELL"] = settings.core.default_shell
     return passed
+
+
+def _parse(args: argparse.Namespace, environ: Mapping[str, str], home: Home) -> Loaded:
+    """Do everything that needs the parsers."""
+    declared = all_settings()
+    typed, typed_sources = _typed_flags(args, declared)
+    variables, variable_sources, warnings = _variables(environ, declared)
+    path, written = _document(args, environ, home, declared)
+    file_values: dict[str, Raw] = {key: found.value for key, found in written.found.items()}
+    sources = (
+        dict.fromkeys(declared, "default")
+        | {key: f"{path}:{found.line}" for key, found in written.found.items()}
+        | variable_sources
+        | typed_sources
+    )
+    settings = _read(file_values, variables, typed, sources)
+    return Loaded(
+        settings=settings, sources=sources, warnings=(*written.warnings, *warnings), home=home, config_file=path
+    )
 
 
 def _typed_flags(args: argparse.Namespace, declared: Mapping[str, Setting]) -> tuple[dict[str, Raw], dict[str, str]]:
