@@ -26,7 +26,7 @@ class Plan:
     dependents: tuple[tuple[int, ...], ...]
     """For each step, the steps that wait for it, in source order."""
     order: tuple[int, ...]
-    """Every step after all that it waits for; among those that are ready, source order."""
+    """Every step after all that it waits for."""
     handlers: Mapping[str, Step] = field(default_factory=dict)
     """By name from `model.HANDLERS`."""
 
