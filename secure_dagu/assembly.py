@@ -265,17 +265,17 @@ def _describe(policy: ServerPolicy | ClientPolicy | UnsafePlaintext, *, side: st
             "grpc_version": grpc.__version__,
         }
     )
-    is_plain = isinstance(policy, UnsafePlaintext)
+    minimum = "none" if isinstance(policy, UnsafePlaintext) else "1.2" if policy.minimum is MinimumTls.V1_2 else "1.3"
     metrics.SECURITY_INFO.info(
         {
             "peer_mode": _mode(policy),
-            "min_tls_version": "none" if is_plain else "1.2" if policy.minimum is MinimumTls.V1_2 else "1.3",
+            "min_tls_version": minimum,
             "cipher_policy": "default",
             "fips": "false",
             "crl": "off",
         }
     )
-    if is_plain:
+    if isinstance(policy, UnsafePlaintext):
         log.warning("peer.insecure", banner=PLAINTEXT_BANNER)
         return
     slots = [(policy.own, side, "peer.cert_file"), *((ca, "ca", "peer.client_ca_file") for ca in policy.trust[:1])]

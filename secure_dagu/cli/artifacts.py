@@ -5,9 +5,15 @@ from __future__ import annotations
 import argparse
 import json
 from pathlib import Path, PurePosixPath
+from typing import TYPE_CHECKING
 
 from secure_dagu.cli import remote, render
 from secure_dagu.errors import IntegrityViolation, NotFound
+
+if TYPE_CHECKING:
+    from secure_dagu.dispatch.api import Coordinator
+    from secure_dagu.dispatch.model import Caller
+    from secure_dagu.run.model import DagRunRef
 
 SUMMARY = "List the artifacts of a run, or fetch them with --out."
 EXAMPLE = "secure-dagu artifacts etl -r 0Jf3kQ --out=./results"
@@ -41,13 +47,13 @@ async def run(args: argparse.Namespace) -> int:
         elif args.out:
             print("\n".join(str(Path(args.out) / item.path) for item in found))
         else:
-            print("\n".join(render.table([("SIZE", "PATH"), *((str(i.size_bytes), render.safe(i.path)) for i in found)])))
+            print(
+                "\n".join(render.table([("SIZE", "PATH"), *((str(i.size_bytes), render.safe(i.path)) for i in found)]))
+            )
     return 0
 
 
-async def _fetch(
-    coordinator: remote.Coordinator, caller: remote.Caller, ref: remote.DagRunRef, path: str, total: int, out: Path
-) -> None:
+async def _fetch(coordinator: Coordinator, caller: Caller, ref: DagRunRef, path: str, total: int, out: Path) -> None:
     """Write one artifact below `out`; the name came from elsewhere and must not climb."""
     from secure_dagu.cli.progress import Progress
 

@@ -14,7 +14,7 @@ from secure_dagu.errors import DefinitionError
 if TYPE_CHECKING:
     from secure_dagu.dag.model import Definition
     from secure_dagu.dispatch.api import Coordinator
-    from secure_dagu.dispatch.model import BundleRef, Task
+    from secure_dagu.dispatch.model import BundleRef, Caller, Task
 
 SUMMARY = "Send a workflow to a coordinator; with --follow, see its steps and log live."
 EXAMPLE = "secure-dagu dispatch etl.yaml --follow -- YEAR=2025"
@@ -82,13 +82,13 @@ def _load(path: Path, name: str | None, base_config: str) -> Definition:
 
 
 async def _send_bundle(
-    coordinator: Coordinator, caller: remote.Caller, path: Path, definition: Definition
+    coordinator: Coordinator, caller: Caller, path: Path, definition: Definition
 ) -> BundleRef | None:
     """Pack what the workflow declares under `dependencies` and upload it unless the coordinator has it already."""
     from secure_dagu.cli.progress import Progress
     from secure_dagu.runner.bundle import pack
 
-    patterns = definition.all_file_dependencies()
+    patterns = _file_dependencies(definition)
     if not patterns:
         return None
     ref, data = pack(base=path.parent, dag_path=path.name, dag_text=definition.text, patterns=patterns)
@@ -98,6 +98,14 @@ async def _send_bundle(
         if not verdict.accepted:
             raise DefinitionError("the coordinator did not take the file dependencies", why=verdict.error)
     return ref
+
+
+def _file_dependencies(definition: Definition) -> list[str]:
+    """Return every declaration of the file: of its documents, their steps and their handlers, each once, in order."""
+    dags = (definition.main, *definition.locals.values())
+    found = [name for dag in dags for name in dag.file_dependencies]
+    found += [name for dag in dags for step in (*dag.steps, *dag.handlers.values()) for name in step.file_dependencies]
+    return list(dict.fromkeys(found))
 
 
 def _task(
