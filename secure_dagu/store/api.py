@@ -78,6 +78,7 @@ class Report:
     revision: int
     """The revision that the decision was made on."""
     document: str
+    claim_key: AttemptKey
     status: int
     worker: str
     archive: str

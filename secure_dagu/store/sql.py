@@ -86,7 +86,7 @@ _REPORT = (
     .values(
         {
             name: bindparam(name)
-            for name in ("document", "status", "worker", "archive", "error", "started_at", "finished_at")
+            for name in ("document", "claim_key", "status", "worker", "archive", "error", "started_at", "finished_at")
         }
         | {"revision": attempts.c.revision + 1}
     )
@@ -223,7 +223,7 @@ class SqlStore:
     async def report(self, report: Report) -> None:
         values = {
             "key_": report.key, "seen": report.revision, "document": report.document, "status": report.status,
-            "worker": report.worker, "archive": report.archive, "error": report.error, "started_at": report.started_at,
+            "claim_key": report.claim_key, "worker": report.worker, "archive": report.archive, "error": report.error, "started_at": report.started_at,
             "finished_at": report.finished_at,
         }  # fmt: skip
 

@@ -53,6 +53,7 @@ def a_report(key: str, revision: int, *, status: int = 1, ends_task: bool = Fals
         key=AttemptKey(key),
         revision=revision,
         document=f'{{"status":{status}}}',
+        claim_key=AttemptKey(key),
         status=status,
         worker="w1",
         archive="",

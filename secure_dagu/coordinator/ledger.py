@@ -1,0 +1,258 @@
+"""What the coordinator knows in memory: tasks in hand, who holds them, who is there.
+
+Durable facts (dispatch, acknowledgement, cancel flag, documents, end) are in the store; deadlines, offers, polls and
+presence are only here, so that a heartbeat never touches the disk. One event loop owns all of it.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
+from datetime import datetime, timedelta
+from typing import TypeVar
+
+from secure_dagu.dispatch.api import LEASE_FOR
+from secure_dagu.dispatch.machine import TaskState
+from secure_dagu.dispatch.match import Labels
+from secure_dagu.dispatch.model import BundleRef, Caller, Role, Task, WorkerHealth, WorkerId, WorkerInfo, WorkerStats
+from secure_dagu.errors import LimitExceeded, PreconditionFailed
+from secure_dagu.run.model import AttemptId, AttemptKey, DagRunRef
+
+HEALTHY_FOR = timedelta(seconds=5)
+WARNING_FOR = timedelta(seconds=15)
+_K = TypeVar("_K")
+MAX_WORKERS = 10_000
+MAX_WARNINGS = 100
+
+
+@dataclass(slots=True, kw_only=True)
+class KnownAttempt:
+    """An attempt that reports under a task: what the next report is judged on, without reading the store."""
+
+    key: AttemptKey
+    attempt_id: AttemptId
+    run: DagRunRef
+    claim_key: AttemptKey
+    status: int
+    worker: str
+    archive: str
+    labels: tuple[str, ...]
+    revision: int
+    is_renewed: bool = False
+    """True once this task has reported it; False for what an earlier task of the tree left."""
+    warned: set[str] = field(default_factory=set)
+
+
+@dataclass(slots=True, kw_only=True, eq=False)
+class Entry:
+    """One task that has not ended."""
+
+    key: AttemptKey
+    attempt_id: AttemptId
+    run: DagRunRef
+    root: DagRunRef
+    parent: DagRunRef | None
+    state: TaskState
+    revision: int
+    place: int
+    enqueued_at: datetime
+    bundle: BundleRef | None = None
+    trigger_actor: str = ""
+    definition_id: str = ""
+    task: Task | None = None
+    """The whole task while it waits for a worker; afterwards only the store has it."""
+    attempts: dict[AttemptKey, KnownAttempt] = field(default_factory=dict)
+    """Its own attempt and the children that run inside it."""
+    children: int = 0
+    log_bytes: int | None = None
+    """Size of all its logs; None until first needed."""
+    artifact_bytes: int = 0
+    writing: asyncio.Lock = field(default_factory=asyncio.Lock)
+    """Held while its durable state changes: reports, cancellation and expiry take turns."""
+
+    def is_held_by(self, worker: WorkerId, now: datetime) -> bool:
+        """Tell whether this worker holds a fresh lease of the task."""
+        return self.state.is_leased_to(worker, now)
+
+
+class Ledger:
+    """The tasks in hand, by key, by worker and by tree."""
+
+    def __init__(self) -> None:
+        self._entries: dict[AttemptKey, Entry] = {}
+        self._by_worker: dict[WorkerId, dict[AttemptKey, Entry]] = {}
+        self._by_root: dict[DagRunRef, dict[AttemptKey, Entry]] = {}
+        self._by_run: dict[tuple[DagRunRef, DagRunRef], Entry] = {}
+
+    def __len__(self) -> int:
+        return len(self._entries)
+
+    def __iter__(self) -> Iterator[Entry]:
+        return iter(tuple(self._entries.values()))
+
+    def get(self, key: AttemptKey) -> Entry | None:
+        """Return the task of that key, None when it has ended or never was."""
+        return self._entries.get(key)
+
+    def of_run(self, *, run: DagRunRef, root: DagRunRef) -> Entry | None:
+        """Return the task that is in hand for a run."""
+        return self._by_run.get((root, run))
+
+    def of_worker(self, worker: WorkerId) -> Mapping[AttemptKey, Entry]:
+        """Return what a worker was offered or holds."""
+        return self._by_worker.get(worker, {})
+
+    def of_tree(self, root: DagRunRef) -> tuple[Entry, ...]:
+        """Return the tasks in hand of one tree of runs."""
+        return tuple(self._by_root.get(root, {}).values())
+
+    def load(self, worker: WorkerId) -> int:
+        """Return how many tasks a worker was offered or holds."""
+        return len(self._by_worker.get(worker, ()))
+
+    def add(self, entry: Entry) -> None:
+        """Take a task in hand."""
+        self._entries[entry.key] = entry
+        self._by_root.setdefault(entry.root, {})[entry.key] = entry
+        self._by_run[(entry.root, entry.run)] = entry
+        if entry.state.worker:
+            self._by_worker.setdefault(entry.state.worker, {})[entry.key] = entry
+
+    def move(self, entry: Entry, state: TaskState) -> None:
+        """Give a task its next state."""
+        before = entry.state.worker
+        entry.state = state
+        if before != state.worker:
+            if before:
+                _drop(self._by_worker, before, entry.key)
+            if state.worker:
+                self._by_worker.setdefault(state.worker, {})[entry.key] = entry
+
+    def remove(self, entry: Entry) -> None:
+        """Let go of a task that has ended."""
+        if self._entries.pop(entry.key, None) is None:
+            return
+        _drop(self._by_root, entry.root, entry.key)
+        if self._by_run.get((entry.root, entry.run)) is entry:
+            del self._by_run[(entry.root, entry.run)]
+        if entry.state.worker:
+            _drop(self._by_worker, entry.state.worker, entry.key)
+
+    def held(self, caller: Caller, key: AttemptKey, now: datetime) -> Entry:
+        """Return the task under `key` if the caller holds a fresh lease of it.
+
+        Raises:
+            PreconditionFailed: it does not; the text is the protocol's (section 1.7).
+        """
+        entry = self._entries.get(key)
+        worker = caller.worker or WorkerId("")
+        if (
+            entry is None
+            or not entry.state.worker
+            or (entry.state.worker == worker and not entry.is_held_by(worker, now))
+        ):
+            raise PreconditionFailed("stale attempt: lease no longer active", fix="stop the run")
+        if not entry.is_held_by(worker, now):
+            raise PreconditionFailed("stale attempt: superseded by newer attempt", fix="stop the run")
+        return entry
+
+    def held_in_tree(self, worker: WorkerId, root: DagRunRef, now: datetime) -> list[Entry]:
+        """Return what a worker holds of one tree."""
+        return [e for e in self.of_worker(worker).values() if e.root == root and e.is_held_by(worker, now)]
+
+    def held_by(self, worker: WorkerId, now: datetime) -> list[Entry]:
+        """Return what a worker holds."""
+        return [e for e in self.of_worker(worker).values() if e.is_held_by(worker, now)]
+
+
+def is_limited(caller: Caller) -> bool:
+    """Tell whether the caller reaches only the trees that it holds leases in.
+
+    Workers do. Over an unproven link nobody can be told from anybody, so a caller without a worker id is not limited
+    there: choosing plaintext chose that.
+    """
+    return caller.role is Role.WORKER
+
+
+def _drop(index: dict[_K, dict[AttemptKey, Entry]], at: _K, key: AttemptKey) -> None:
+    entries = index.get(at)
+    if entries is not None:
+        entries.pop(key, None)
+        if not entries:
+            del index[at]
+
+
+@dataclass(slots=True, kw_only=True)
+class Presence:
+    """A worker as it was last heard of."""
+
+    labels: Labels
+    stats: WorkerStats
+    heartbeat_at: datetime
+
+
+class Presences:
+    """Who is there: memory only, and gone LEASE_FOR after the last word (protocol, section 10)."""
+
+    def __init__(self) -> None:
+        self._known: dict[WorkerId, Presence] = {}
+
+    def heard(self, worker: WorkerId, labels: Mapping[str, str], stats: WorkerStats, now: datetime) -> datetime | None:
+        """Note a heartbeat and return when the one before came; None for a worker that was not there.
+
+        Raises:
+            LimitExceeded: too many different workers.
+        """
+        known = self._known.get(worker)
+        pairs = labels.items()
+        if known is None:
+            if len(self._known) >= MAX_WORKERS:
+                raise LimitExceeded(
+                    f"more than {MAX_WORKERS} workers", fix="stop some, or wait until old ones are gone"
+                )
+            self._known[worker] = Presence(labels=frozenset(pairs), stats=stats, heartbeat_at=now)
+            return None
+        before = known.heartbeat_at
+        if len(known.labels) != len(pairs) or not known.labels.issuperset(pairs):
+            known.labels = frozenset(pairs)
+        known.stats = stats
+        known.heartbeat_at = now
+        return before
+
+    def live(self, now: datetime) -> Iterator[tuple[WorkerId, Labels]]:
+        """Yield the workers whose last heartbeat is fresh."""
+        for worker, presence in self._known.items():
+            if now - presence.heartbeat_at <= LEASE_FOR:
+                yield worker, presence.labels
+
+    def forget_silent(self, now: datetime) -> list[WorkerId]:
+        """Drop workers that have been silent for too long and return them."""
+        gone = [worker for worker, presence in self._known.items() if now - presence.heartbeat_at > LEASE_FOR]
+        for worker in gone:
+            del self._known[worker]
+        return gone
+
+    def shift(self, by: timedelta) -> None:
+        """Move every last word: the coordinator itself was away for that long."""
+        for presence in self._known.values():
+            presence.heartbeat_at += by
+
+    def infos(self, now: datetime) -> list[WorkerInfo]:
+        """Return everybody with health by age."""
+        return [
+            WorkerInfo(
+                worker=worker,
+                labels=dict(presence.labels),
+                stats=presence.stats,
+                last_heartbeat_at=presence.heartbeat_at,
+                health=_health(now - presence.heartbeat_at),
+            )
+            for worker, presence in self._known.items()
+        ]
+
+
+def _health(age: timedelta) -> WorkerHealth:
+    if age < HEALTHY_FOR:
+        return WorkerHealth.HEALTHY
+    return WorkerHealth.WARNING if age < WARNING_FOR else WorkerHealth.UNHEALTHY
