@@ -12,8 +12,8 @@ import re
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from datetime import UTC, datetime
 
+from prometheus_client import CollectorRegistry as CollectorRegistry
 from prometheus_client import (
-    CollectorRegistry,
     Counter,
     Gauge,
     GCCollector,

@@ -55,6 +55,8 @@ class Method:
     claimed: Callable[[Any], str] | None = None
     """Returns the worker id that a request carries; None where such requests carry none."""
     cap: Cap = Cap.CALLS
+    kind: str = ""
+    """The `grpc_type` label where the handler does not tell it."""
     unary: Callable[[Caller, Any, Context], Awaitable[bytes]] | None = None
     upload: Callable[[Caller, AsyncIterator[Any]], Awaitable[bytes]] | None = None
     download: Callable[[Caller, Any], AsyncIterator[bytes]] | None = None
@@ -155,7 +157,6 @@ class Gate:
     def _unary(self, method: Method) -> Callable[[bytes, Context], Awaitable[bytes]]:
         series, call = self._series(method, "unary"), method.unary
         assert call is not None, "a method has a handler"
-        is_long = method.cap is not Cap.CALLS
 
         async def unary(raw: bytes, context: Context) -> bytes:
             series.started()
@@ -166,8 +167,6 @@ class Gate:
                 caller, request = self._admit_message(method, peer, raw)
                 counts, key = self._enter(method.cap, peer)
                 try:
-                    if is_long:
-                        return await self._tracked(peer, call(caller, request, context))
                     return await call(caller, request, context)
                 finally:
                     _leave(counts, key)
@@ -235,7 +234,10 @@ class Gate:
                 answers = call(caller, request)
                 try:
                     async for answer in answers:
-                        await context.write(answer)
+                        try:
+                            await context.write(answer)
+                        except Exception as error:
+                            raise _GoneError from error
                         sent += 1
                 finally:
                     if (close := getattr(answers, "aclose", None)) is not None:
@@ -249,6 +251,9 @@ class Gate:
                     await self._tracked(peer, send(caller, request))
                 finally:
                     _leave(counts, key)
+            except _GoneError as gone:
+                code = "CANCELLED"
+                log.debug("call.unanswered", method=method.path, why=str(gone.__cause__)[:200])
             except BaseException as error:
                 code, answer = self._answer(error, method)
                 if answer is None:
@@ -326,7 +331,11 @@ class Gate:
 
     def _series(self, method: Method, kind: str) -> Series:
         service, _, name = method.path[1:].partition("/")
-        return self._recorder.method(kind, service, name)
+        return self._recorder.method(method.kind or kind, service, name)
+
+
+class _GoneError(Exception):
+    """The answer cannot be sent: the caller went away."""
 
 
 def _leave(counts: dict[object, int], key: object) -> None:

@@ -6,12 +6,12 @@ No rule lives here beyond "is the message complete"; the texts are those of prot
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Callable, Sequence
+from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from functools import partial
 from typing import Any
 
 from secure_dagu.dispatch.api import Coordinator
-from secure_dagu.dispatch.model import ArtifactPart, Caller, ClaimToken, LogPart, Verdict
+from secure_dagu.dispatch.model import ArtifactPart, Caller, Claim, ClaimToken, LogPart, Verdict
 from secure_dagu.errors import InvalidRequest, NotFound
 from secure_dagu.run.model import DagRunRef
 from secure_dagu.wire import codec, fields, streams
@@ -44,7 +44,7 @@ class Servicer:
             return Method(path=SERVICE + name, decode=partial(codec.parse, message), **handler)
 
         return (
-            row("Poll", pb.PollRequest, claimed=_worker_id, cap=Cap.POLLS, unary=self._poll),
+            row("Poll", pb.PollRequest, claimed=_worker_id, cap=Cap.POLLS, kind="unary", download=self._poll),
             Method(path=SERVICE + "Heartbeat", decode=codec.beat_of, claimed=_beat_worker, unary=self._heartbeat),
             Method(path=SERVICE + "RunHeartbeat", decode=codec.run_beat_of, claimed=_beat_worker, unary=self._renew),
             row("AckTaskClaim", pb.AckTaskClaimRequest, claimed=_worker_id, unary=self._acknowledge),
@@ -83,38 +83,35 @@ class Servicer:
 
     # -- tasks ---------------------------------------------------------------------------------------------------------
 
-    async def _poll(self, caller: Caller, request: pb.PollRequest, context: Context) -> bytes:
+    async def _poll(self, caller: Caller, request: pb.PollRequest) -> AsyncIterator[bytes]:
+        """Yield the one answer: a stream of one is unary on the wire, but tells whether it was sent."""
         fields.required(request.poller_id, "poller_id")
         _need_worker(caller)
+        poller = fields.line(request.poller_id, "poller_id")
+        claim = await self._claim(caller, poller, fields.labels(request.labels, "labels"))
+        if claim is None:
+            yield _NOTHING
+            return
+        try:
+            yield codec.poll_response(claim).SerializeToString()
+        except BaseException:
+            self._withdraw(claim.token)  # the poller went away while the claim was made: the task is free again
+            raise
+
+    async def _claim(self, caller: Caller, poller: str, labels: Mapping[str, str]) -> Claim | None:
         task = asyncio.current_task()
         assert task is not None, "a handler runs in a task"
-        poller = fields.line(request.poller_id, "poller_id")
-        labels = fields.labels(request.labels, "labels")
         self._polls.add(task)
         try:
-            claim = await self._desk.poll(caller, poller_id=poller, labels=labels)
+            return await self._desk.poll(caller, poller_id=poller, labels=labels)
         except asyncio.CancelledError:
             if task not in self._released:
                 raise
             task.uncancel()
-            return _NOTHING
+            return None
         finally:
             self._polls.discard(task)
             self._released.discard(task)
-        if claim is None:
-            return _NOTHING
-        token = claim.token
-
-        def ended(call: Any) -> None:
-            if not call.done():  # the poller went away before the answer was sent: the task is free again
-                self._withdraw(token)
-
-        context.add_done_callback(ended)  # type: ignore[arg-type]  # its stub says class and means callable
-        try:
-            return codec.poll_response(claim).SerializeToString()
-        except BaseException:
-            self._withdraw(token)
-            raise
 
     async def _heartbeat(self, caller: Caller, beat: codec.Beat, _context: Context) -> bytes:
         stopped = await self._desk.heartbeat(caller, labels=beat.labels, stats=beat.stats)
