@@ -11,7 +11,7 @@ import difflib
 import re
 import secrets
 import sys
-from collections.abc import Coroutine, Sequence
+from collections.abc import Callable, Coroutine, Sequence
 from dataclasses import dataclass
 from importlib import import_module
 from importlib.util import find_spec
@@ -97,18 +97,23 @@ def main(argv: Sequence[str] | None = None) -> int:
     as_json = "--json" in words
     try:
         args = parse(words)
-        as_json = getattr(args, "json", False)
-        return _run(args)
     except UsageError as problem:
         return _print_usage_error(problem, as_json=as_json)
     except SystemExit as done:  # argparse, after --help
         return done.code if isinstance(done.code, int) else USAGE
-    except KeyboardInterrupt:
-        return INTERRUPTED
+    return outcome(lambda: _run(args), as_json=getattr(args, "json", False))
+
+
+def outcome(run: Callable[[], int], *, as_json: bool) -> int:
+    """Return the exit code of a command, after saying what went wrong if something did (conventions, "Errors")."""
+    try:
+        code = run()
+        sys.stdout.flush()
     except BrokenPipeError:
         return _reader_is_gone()
-    except BaseException as problem:
+    except BaseException as problem:  # the process edge
         return _print_problem(problem, as_json=as_json)
+    return code
 
 
 def parse(words: Sequence[str]) -> argparse.Namespace:

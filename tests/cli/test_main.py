@@ -1,0 +1,197 @@
+"""The command line as a whole: what it lists, what it refuses, how it fails, what it imports."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+from secure_dagu.cli import main as cli
+from secure_dagu.cli import output
+from secure_dagu.cli.flags import spell_out_booleans
+from secure_dagu.errors import ConfigError, Conflict, NotFound, Refused, SecureDaguError, Unavailable
+
+ROOT = Path(__file__).resolve().parents[2]
+
+
+def program(*words: str, home: Path | None = None, **env: str) -> subprocess.CompletedProcess[str]:
+    """Run the program in a process of its own."""
+    environ = {"PATH": os.environ["PATH"], "HOME": str(home or "/nonexistent")} | env
+    return subprocess.run(
+        [sys.executable, "-m", "secure_dagu.cli.main", *words],
+        env=environ, cwd=ROOT, capture_output=True, text=True, timeout=60, check=False,
+    )  # fmt: skip
+
+
+def test_help_lists_every_command_of_this_build_and_nothing_else(capsys: pytest.CaptureFixture[str]) -> None:
+    assert cli.main(["--help"]) == 0
+    text = capsys.readouterr().out
+    for name, command in cli.COMMANDS.items():
+        there = (ROOT / (command.module.replace(".", "/") + ".py")).exists()
+        assert (f"\n    {name} " in text) == there
+
+
+@pytest.mark.parametrize("name", list(cli.COMMANDS))
+def test_the_help_of_a_command_has_a_sentence_an_example_and_the_exit_codes(
+    name: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert cli.main([name, "--help"]) == 0
+    text = capsys.readouterr().out
+    assert "example:  " in text
+    assert "exit codes:" in text
+    assert "--dagu-home" in text
+
+
+def test_parsing_imports_nothing_heavy() -> None:
+    check = """
+import sys
+from secure_dagu.cli import main
+main.parse(["worker", "--worker.id=w"]); main.parse(["dispatch", "x.yaml", "--", "a=b"]); main.parse(["pki", "list"])
+heavy = {"grpc", "OpenSSL", "ssl", "cryptography", "sqlalchemy", "sqlite3", "pydantic", "ruamel", "uvloop", "asyncio",
+         "starlette", "rich", "structlog", "prometheus_client", "google", "alembic", "argcomplete"}
+print(sorted(heavy & {name.partition(".")[0] for name in sys.modules}))
+"""
+    done = subprocess.run([sys.executable, "-c", check], capture_output=True, text=True, timeout=60, check=True)
+    assert done.stdout == "[]\n"
+
+
+def test_help_is_there_before_one_gets_impatient() -> None:
+    """Measured 0.23 s; the budget is 0.3 s, doubled here because other tests run beside this one."""
+    took = []
+    for _ in range(3):
+        began = time.perf_counter()
+        assert program("--help").returncode == 0
+        took.append(time.perf_counter() - began)
+    assert min(took) < 0.6
+
+
+@pytest.mark.parametrize(
+    ("words", "hint"),
+    [
+        (["worker", "--worker.lables=a=b"], "did you mean --worker.labels?"),
+        (["coordinator", "--coordinator.advertize", "x"], "did you mean --coordinator.advertise?"),
+        (["wroker"], "did you mean worker?"),
+        (["pki", "isue"], "did you mean issue?"),
+        (["pki", "issue", "wrker", "x"], "did you mean worker?"),
+        (["pki", "init", "--advertize=x"], "did you mean --advertise?"),
+        (["worker", "--worker.label=a=b"], "did you mean --worker.labels?"),
+        (["version", "extra"], "unexpected argument 'extra'"),
+        (["version", "--", "x"], "takes no parameters"),
+        (["pki", "issue", "worker"], "NAME"),
+        (["pki", "issue", "worker", "x", "--days=ten"], "--days"),
+    ],
+)
+def test_wrong_usage_exits_2_and_names_what_was_meant(
+    words: list[str], hint: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert cli.main(words) == 2
+    told = capsys.readouterr()
+    assert hint in told.err
+    assert "--help" in told.err
+    assert told.out == ""
+
+
+def test_no_command_prints_the_help_and_exits_2(capsys: pytest.CaptureFixture[str]) -> None:
+    assert cli.main([]) == 2
+    assert "pki" in capsys.readouterr().out
+
+
+def test_wrong_usage_with_json_is_one_document(capsys: pytest.CaptureFixture[str]) -> None:
+    assert cli.main(["pki", "lst", "--json"]) == 2
+    told = capsys.readouterr()
+    assert json.loads(told.out)["error"]["code"] == "usage"
+    assert told.err == ""
+
+
+def test_common_flags_work_before_and_after_the_command() -> None:
+    before = cli.parse(["--dagu-home", "/x", "-q", "pki", "list"])
+    after = cli.parse(["pki", "list", "--dagu-home=/x", "-q"])
+    assert before.dagu_home == after.dagu_home == "/x"
+    assert before.quiet
+    assert after.quiet
+
+
+def test_a_bare_boolean_flag_never_swallows_the_next_word() -> None:
+    assert spell_out_booleans(["--peer.insecure", "x"]) == ["--peer.insecure=true", "x"]
+    args = cli.parse(["dispatch", "--peer.insecure", "file.yaml"])
+    assert (getattr(args, "peer.insecure"), args.file) == ("true", "file.yaml")
+    assert getattr(cli.parse(["worker", "--peer.insecure=false"]), "peer.insecure") == "false"
+
+
+def test_what_follows_two_dashes_is_a_parameter_even_if_it_looks_like_a_flag() -> None:
+    args = cli.parse(["dispatch", "f.yaml", "--follow", "--", "a=b", "--json", "--", "c"])
+    assert args.params == ["a=b", "--json", "--", "c"]
+    assert not args.json
+
+
+@pytest.mark.parametrize(
+    ("problem", "code"),
+    [
+        (NotFound("x"), 1),
+        (Conflict("x"), 1),
+        (ConfigError("x"), 3),
+        (Refused("x"), 4),
+        (Unavailable("x"), 5),
+        (ExceptionGroup("g", [ExceptionGroup("h", [Refused("x")]), Unavailable("y")]), 4),
+        (ExceptionGroup("g", [Refused("x"), ValueError("canary")]), 70),
+        (ValueError("canary"), 70),
+        (KeyboardInterrupt(), 130),
+        (BaseExceptionGroup("g", [KeyboardInterrupt(), Refused("x")]), 130),
+    ],
+)
+def test_every_outcome_has_its_exit_code(
+    problem: BaseException, code: int, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.delenv("DAGU_DEBUG", raising=False)
+    monkeypatch.delenv("DEBUG", raising=False)
+    assert cli.outcome(lambda: raise_(problem), as_json=False) == code
+    told = capsys.readouterr()
+    assert told.out == ""
+    assert "canary" not in told.err
+
+
+def raise_(problem: BaseException) -> int:
+    raise problem
+
+
+def test_our_errors_say_what_why_and_fix_and_cannot_move_the_cursor(capsys: pytest.CaptureFixture[str]) -> None:
+    output.print_error(SecureDaguError("what\x1b[2J", why="why\r", fix="fix"), as_json=False)
+    assert capsys.readouterr().err == "error: what\\x1b[2J\n  why: why\\x0d\n  fix: fix\n"
+
+
+def test_with_json_an_error_is_one_document_on_standard_output(capsys: pytest.CaptureFixture[str]) -> None:
+    assert cli.outcome(lambda: raise_(Refused("a", why="b", fix="c")), as_json=True) == 4
+    assert json.loads(capsys.readouterr().out) == {"error": {"code": "refused", "what": "a", "why": "b", "fix": "c"}}
+
+
+def test_an_unexpected_error_is_an_id_and_whole_only_when_debugging(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv("DAGU_DEBUG", "true")
+    assert cli.outcome(lambda: raise_(ValueError("canary")), as_json=False) == 70
+    assert "Traceback" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("shell", ["bash", "zsh", "fish", "powershell"])
+def test_completion_scripts_name_the_program(shell: str, capsys: pytest.CaptureFixture[str]) -> None:
+    assert cli.main(["completion", shell]) == 0
+    assert "secure-dagu" in capsys.readouterr().out
+
+
+def test_the_version_is_told_both_ways() -> None:
+    assert program("version").stdout.strip() == program("--version").stdout.split()[-1]
+
+
+def test_a_reader_that_leaves_early_is_no_error(tmp_path: Path) -> None:
+    done = subprocess.run(
+        f"{sys.executable} -m secure_dagu.cli.main config docs | head -n 1; echo ${{PIPESTATUS[0]}}",
+        shell=True, executable="/bin/bash", cwd=ROOT, capture_output=True, text=True, timeout=60, check=True,
+        env={"PATH": os.environ["PATH"], "HOME": str(tmp_path)},
+    )  # fmt: skip
+    assert done.stdout.splitlines() == ["# Configuration", "0"]
+    assert done.stderr == ""
