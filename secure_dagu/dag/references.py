@@ -62,6 +62,10 @@ _SEGMENT = re.compile(r"\.([^.\[]+)|(\[\d+\])")
 _SHELL_FORM = re.compile(rf"#{_NAME}\}}|{_NAME}[-:+?=#%/]")
 
 
+_OPENERS = "{(_"
+"""What may follow the dollar of a token besides letters and digits."""
+
+
 class TokenKind(Enum):
     """What a dollar token is."""
 
@@ -115,6 +119,11 @@ def scan(text: str, *, quotes: bool) -> list[Token]:
     tokens: list[Token] = []
     at = text.find("$")
     while at >= 0:
+        following = text[at + 1 : at + 2]
+        is_opened = following in _OPENERS or following.isalnum()
+        if not following or not is_opened or (following == "(" and text[at - 1 : at] != "\\"):
+            at = text.find("$", at + 1)  # nothing to replace and nothing to protect
+            continue
         token = _token_at(text, at, marks)
         if token is None:
             break

@@ -9,6 +9,7 @@ the way in. What a field's owner lets the engine expand is its `FieldMode`.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from enum import Enum
@@ -18,6 +19,10 @@ from secure_dagu.dag import formats, references, shell_forms
 from secure_dagu.dag.model import EnvEntry
 from secure_dagu.dag.references import Token, TokenKind
 from secure_dagu.dag.scope import Layer, Scope
+from secure_dagu.errors import LimitExceeded
+
+MAX_RESOLVED = 16 * 2**20
+"""Characters of one resolved field: a large value that is referred to many times must not eat the worker's memory."""
 
 
 class FieldMode(Enum):
@@ -34,7 +39,11 @@ class FieldMode(Enum):
 
 
 def resolve(text: str, scope: Scope, mode: FieldMode) -> str:
-    """Return `text` with the references of `mode` replaced; never raises, whatever the text is."""
+    """Return `text` with the references of `mode` replaced, whatever the text is.
+
+    Raises:
+        LimitExceeded: the result has more than `MAX_RESOLVED` characters. Nothing else is ever raised.
+    """
     if "$" not in text:
         return text
     return "".join(part.text for part in resolve_parts(text, scope, mode))
@@ -84,6 +93,7 @@ def resolve_parts(text: str, scope: Scope, mode: FieldMode) -> list[Part]:
     use_shell_forms = mode is not FieldMode.SHELL and not _assigns_to_empty(tokens, scope, mode)
     parts: list[Part] = []
     done = 0
+    size = len(text)
     for token in tokens:
         # In a path field a backslash before a plain name is a path character (section 2.3).
         is_escaped = token.is_escaped and not (mode is FieldMode.PATH and token.kind is TokenKind.NAME)
@@ -98,6 +108,13 @@ def resolve_parts(text: str, scope: Scope, mode: FieldMode) -> list[Part]:
             continue
         parts.append(Part(text[done : token.start]))
         parts.append(Part(value, is_value=True))
+        size += len(value)
+        if size > MAX_RESOLVED:
+            raise LimitExceeded(
+                "a field is too large after its references were replaced",
+                why=f"more than {MAX_RESOLVED} characters",
+                fix="pass large values in a file",
+            )
         done = token.end
     parts.append(Part(text[done:]))
     return parts
@@ -273,6 +290,9 @@ def resolve_dynamic(text: str, scope: Scope) -> DynamicText:
     return _substitutions(parts)
 
 
+_OPENER = re.compile(r"\\`|`|\$\(")
+
+
 def _substitutions(parts: Sequence[Part]) -> DynamicText:
     """Cut backtick and `$(…)` commands out of the authored stretches of `parts`."""
     # One flat text plus a map of what is authored: values may stand inside a command, but cannot start or end one.
@@ -285,29 +305,28 @@ def _substitutions(parts: Sequence[Part]) -> DynamicText:
     commands: list[str] = []
     piece: list[str] = []
     unclosed: set[str] = set()  # once a closer was not found it is not looked for again: no quadratic scan
+    done = 0
     at = 0
-    while at < len(text):
-        is_tick = text[at] == "`"
-        if authored[at] and text.startswith("\\`", at):
-            piece.append("`")
-            at += 2
+    while (opener := _OPENER.search(text, at)) is not None:
+        start, at = opener.span()
+        if not authored[start]:
+            at = start + 1
             continue
-        if not authored[at] or not (is_tick or text.startswith("$(", at)):
-            piece.append(text[at])
-            at += 1
+        if opener[0] == "\\`":
+            piece += (text[done:start], "`")
+            done = at
             continue
-        closer = "`" if is_tick else ")"
-        opened = at + (1 if is_tick else 2)
-        end = -1 if closer in unclosed else _closing(text, authored, opened, closer)
+        closer = "`" if opener[0] == "`" else ")"
+        end = -1 if closer in unclosed else _closing(text, authored, at, closer)
         if end < 0:
             unclosed.add(closer)
-            piece.append(text[at:opened])
-            at = opened
             continue
+        piece.append(text[done:start])
         pieces.append("".join(piece))
-        commands.append(text[opened:end].replace("\\" + closer, closer))
+        commands.append(text[at:end].replace("\\" + closer, closer))
         piece = []
-        at = end + 1
+        done = at = end + 1
+    piece.append(text[done:])
     pieces.append("".join(piece))
     return DynamicText(tuple(pieces), tuple(commands))
 
