@@ -29,6 +29,9 @@ log = structlog.get_logger()
 OPEN_POLLS = 4
 """Polls held open at one coordinator: enough to claim the next task while one is being acknowledged."""
 
+STANDS_AFTER_S = 1.0
+MAX_TOLD = 16
+
 HOPELESS = (Refused, Unauthenticated, ConfigError, DefinitionError, IntegrityViolation)
 """Families where waiting cannot help: somebody has to change a certificate, a name or a setting."""
 
@@ -42,8 +45,8 @@ class Trouble:
         self.hopeless_since: float | None = None
         self._remind_s = remind_s
         self._errors: dict[str, SecureDaguError] = {}
-        self._told: tuple[str, str] = ("", "")
-        self._told_at = 0.0
+        self._told: dict[tuple[str, str], float] = {}
+        """When each trouble was last told: one outage may say two things in turn, and that is no news."""
 
     @property
     def error(self) -> SecureDaguError | None:
@@ -63,7 +66,7 @@ class Trouble:
         self._errors.pop(activity, None)
         self._judge()
         if not self._errors:
-            self._told = ("", "")
+            self._told.clear()
             log.info("coordinator.reached", coordinator=self.name)
 
     def failed(self, activity: str, error: SecureDaguError) -> None:
@@ -72,8 +75,10 @@ class Trouble:
         self._judge()
         now = time.monotonic()
         said = (error.code, str(error))
-        if said != self._told or now - self._told_at >= self._remind_s:
-            self._told, self._told_at = said, now
+        if now - self._told.get(said, float("-inf")) >= self._remind_s:
+            if len(self._told) >= MAX_TOLD:
+                self._told.clear()
+            self._told[said] = now
             log.warning(
                 "coordinator.refused" if isinstance(error, HOPELESS) else "coordinator.unreachable",
                 coordinator=self.name,
@@ -194,7 +199,7 @@ class Desk:
     async def _poll_once(self) -> Claim | None:
         metrics.LAST_POLL_AT.set_to_current_time()
         # A poll that is still open after a moment has been accepted, which is all the good news a long poll has.
-        stands = asyncio.get_running_loop().call_later(2.0, self.trouble.ok, "poll")
+        stands = asyncio.get_running_loop().call_later(STANDS_AFTER_S, self.trouble.ok, "poll")
         try:
             async with asyncio.timeout(self._turn_s) as turn:
                 self._open.add(turn)

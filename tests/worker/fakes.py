@@ -517,9 +517,9 @@ def make_worker(
 
 
 @asynccontextmanager
-async def working(worker: Worker) -> AsyncIterator[asyncio.Task[None]]:
+async def working(worker: Worker, *, deadline_s: float = DEADLINE_S) -> AsyncIterator[asyncio.Task[None]]:
     """Run a worker for the length of a test, then drain it."""
-    async with asyncio.timeout(DEADLINE_S), asyncio.TaskGroup() as group:
+    async with asyncio.timeout(deadline_s), asyncio.TaskGroup() as group:
         task = group.create_task(worker.run())
         yield task
         if not task.done():

@@ -193,7 +193,6 @@ async def test_a_lasting_trouble_is_logged_once_and_then_now_and_then() -> None:
         "coordinator.unreachable",
         "coordinator.refused",
         "coordinator.unreachable",
-        "coordinator.unreachable",
         "coordinator.reached",
     ]
     assert {"what", "why", "fix"} <= set(lines[0])
