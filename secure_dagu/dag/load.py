@@ -19,6 +19,8 @@ from secure_dagu.dag.steps import read_handlers, read_steps
 MAX_NAME_LENGTH = 40
 _DAG_NAME = re.compile(r"[A-Za-z0-9_.-]+")
 _DEFAULTS = Dag(name="defaults")
+_ARTIFACT_WORDS = ("DAG_RUN_ARTIFACTS_DIR", "paths.artifacts_dir")
+"""Text that enables artifacts wherever it stands in the file (language reference, section 3.18)."""
 
 
 def load_definition(
@@ -46,13 +48,23 @@ def load_definition(
     report = Report(file)
     base = _base_document(base_config)
     documents = _documents(report, nodes.parse(text, file=file), strict=strict)
+    names_artifacts = any(word in text for word in _ARTIFACT_WORDS)
     main: Dag | None = None
     local: dict[str, Dag] = {}
     for index, document in documents:
+        is_main = main is None
+        dag = _read(
+            report,
+            document,
+            base,
+            name=(name or _stem(file)) if is_main else "",
+            is_forced=is_main and bool(name),
+            is_child=is_child or not is_main,
+            names_artifacts=names_artifacts,
+        )
         if main is None:
-            main = _read(report, document, base, name=name or _stem(file), is_forced=bool(name), is_child=is_child)
+            main = dag
             continue
-        dag = _read(report, document, base, name="", is_forced=False, is_child=True)
         if not dag.name:
             report.problem(document, f"document {index}", "a local DAG must have a name")
         elif dag.name in local or dag.name == main.name:
@@ -167,7 +179,16 @@ def _entry_name(item: Node, field: str) -> str:
 # --------------------------------------------------------------------------------------------------------- one document
 
 
-def _read(report: Report, own: Mapping, base: Mapping | None, *, name: str, is_forced: bool, is_child: bool) -> Dag:
+def _read(
+    report: Report,
+    own: Mapping,
+    base: Mapping | None,
+    *,
+    name: str,
+    is_forced: bool,
+    is_child: bool,
+    names_artifacts: bool,
+) -> Dag:
     """Read one document over the base configuration."""
     without = frozenset({"name", "handler_on"} if is_child else {"name"})
     root = own if base is None else _merged(base, own, without=without)
@@ -188,7 +209,7 @@ def _read(report: Report, own: Mapping, base: Mapping | None, *, name: str, is_f
         worker_selector=selector,
         run_locally=run_locally,
         file_dependencies=tuple(dict.fromkeys(path for step in every_step for path in step.file_dependencies)),
-        artifacts=_artifacts(report, root, every_step),
+        artifacts=_artifacts(report, root, every_step, named=names_artifacts),
         labels=_labels(report, root),
         extra=_extra(report, root),
         **_declared(report, root),
@@ -255,17 +276,19 @@ def _settings(report: Report, root: Mapping) -> dict[str, Any]:
     return settings
 
 
-def _artifacts(report: Report, root: Mapping, steps: tuple[Step, ...]) -> Artifacts:
+def _artifacts(report: Report, root: Mapping, steps: tuple[Step, ...], *, named: bool) -> Artifacts:
+    """Read `artifacts`; unset, they are enabled by use: a stream artifact, or the folder's name in the file."""
     entry = reading.table(report, root.get("artifacts"), "artifacts", schema.ARTIFACTS)
     enabled: bool | None = None
     folder = ""
+    writes = any(step.stdout.artifact or step.stderr.artifact for step in steps)
     if entry is not None:
         if entry.get("enabled") is not None:
             enabled = reading.boolean(report, entry.get("enabled"), "artifacts.enabled")
         folder = reading.text(report, entry.get("dir"), "artifacts.dir")
-        if enabled is False and any(step.stdout.artifact or step.stderr.artifact for step in steps):
+        if enabled is False and writes:
             report.problem(entry, "artifacts.enabled", "a step writes an artifact, so artifacts cannot be disabled")
-    return Artifacts(enabled=enabled, dir=folder)
+    return Artifacts(enabled=writes or named if enabled is None else enabled, dir=folder)
 
 
 def _labels(report: Report, root: Mapping) -> tuple[str, ...]:

@@ -213,9 +213,9 @@ class SecretDef:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Artifacts:
-    """Artifact settings. `enabled` None: decided by use."""
+    """Artifact settings. The loader settles `enabled`: as written, or by use when it is not."""
 
-    enabled: bool | None = None
+    enabled: bool = False
     dir: str = ""
 
 

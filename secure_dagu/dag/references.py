@@ -10,8 +10,8 @@ from __future__ import annotations
 
 import re
 from bisect import bisect_left
-from dataclasses import dataclass
 from enum import Enum, auto
+from typing import NamedTuple
 
 _N = r"[A-Za-z][A-Za-z0-9_]*"
 _NAME = r"[A-Za-z_][A-Za-z0-9_]*"
@@ -55,6 +55,7 @@ _STRICT = re.compile(
     rf"|inputs\.{_N}|outputs\.{_N}|context(?:\.{_N})+|" + "|".join(re.escape(alias) for alias in FROZEN_ALIASES)
 )
 _STRICT_ROOTS = frozenset({"consts", "params", "env", "steps", "foreach", "context"})
+_BRACED_NAME = re.compile(rf"{_NAME}|[1-9][0-9]{{0,2}}")
 _BRACED_PATH = re.compile(rf"({_NAME})((?:\.[A-Za-z_][A-Za-z0-9_-]*|\[\d{{1,9}}\])+)")
 _BRACED_SLICE = re.compile(rf"({_N})\.(output|stdout|stderr):(\d{{1,9}}(?::\d{{1,9}})?)")
 _BARE = re.compile(rf"\$(?:({_NAME})((?:\.{_NAME}|\[\d{{1,9}}\])*)|([1-9]))")
@@ -82,9 +83,11 @@ class TokenKind(Enum):
     """Ordinary text; only reported when it is escaped."""
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Token:
-    """One dollar token: `text[start:end]` of the field, without any backslash before it."""
+class Token(NamedTuple):
+    """One dollar token: `text[start:end]` of the field, without any backslash before it.
+
+    A tuple and not a frozen dataclass: a step start makes several, and eleven guarded assignments each are felt.
+    """
 
     kind: TokenKind
     start: int
@@ -179,7 +182,7 @@ def _classify(text: str, at: int) -> _Found:
     path = inner.strip(" ")
     if _STRICT.fullmatch(path):
         return TokenKind.STRICT, close + 1, tuple(path.split(".")), ""
-    if re.fullmatch(rf"{_NAME}|[1-9][0-9]{{0,2}}", inner):
+    if _BRACED_NAME.fullmatch(inner):
         return TokenKind.NAME, close + 1, (inner,), ""
     if found := _BRACED_SLICE.fullmatch(inner):
         return TokenKind.SLICE, close + 1, (found[1], found[2]), found[3]

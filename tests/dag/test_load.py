@@ -151,6 +151,21 @@ def test_a_root_document_is_read() -> None:
     assert (loaded.shell.program, loaded.shell.args) == ("bash", ("-eu",))
 
 
+@pytest.mark.parametrize(
+    ("text", "enabled"),
+    [
+        ("steps: [{run: x}]", False),
+        ("artifacts: {dir: out}\nsteps: [{run: x}]", False),
+        ("steps: [{run: 'cp x $DAG_RUN_ARTIFACTS_DIR'}]", True),
+        ("steps: [{run: 'cp x ${context.paths.artifacts_dir}'}]", True),
+        ("steps: [{run: x, stdout: {artifact: a.txt}}]", True),
+        ("artifacts: {enabled: false}\nsteps: [{run: 'echo $DAG_RUN_ARTIFACTS_DIR'}]", False),
+    ],
+)
+def test_artifacts_are_enabled_by_use(text: str, enabled: bool) -> None:
+    assert dag(text).artifacts.enabled is enabled
+
+
 def test_the_name_comes_from_the_caller_the_file_or_the_path() -> None:
     text = "steps: []"
     assert dag(text, file="dir/my-flow.yaml").name == "my-flow"
