@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import os
 import stat
 from collections.abc import AsyncIterator, Callable, Iterator
@@ -17,7 +18,7 @@ from secure_dagu.worker.timings import Timings, half_jitter
 
 log = structlog.get_logger()
 
-MAX_INTERRUPTIONS = 100
+MAX_RESTARTS = 10
 
 
 def exist(folder: Path) -> bool:
@@ -37,23 +38,27 @@ async def upload(
     """Upload every file below `folder`.
 
     An interrupted upload starts again from the first file. It is given up when nothing has moved for
-    `timings.artifacts_for_s`, or after `MAX_INTERRUPTIONS`: a large upload may take its time, a dead one may not.
+    `timings.artifacts_for_s`, or at the `MAX_RESTARTS`-th interruption that undid something: a large upload may take
+    its time, one that never gets to its end may not.
 
     Raises:
         SecureDaguError: it could not be delivered.
     """
     loop = asyncio.get_running_loop()
     until = loop.time() + timings.artifacts_for_s
-    for interruptions in range(1, MAX_INTERRUPTIONS + 1):
+    failures = restarts = 0
+    while True:
         try:
             async with asyncio.timeout_at(until) as guard:
                 await reports.stream_artifacts(caller, identity, _parts(folder, timings, guard))
                 return
         except (Unavailable, TimeoutError) as error:
             # What the guard says is when patience ends: it was moved on with every block that the other end took.
-            until = max(until, guard.when() or until)
-            pause = half_jitter(interruptions, first_s=timings.retry_first_s, cap_s=timings.retry_cap_s)
-            if is_hopeless() or loop.time() + pause >= until or interruptions == MAX_INTERRUPTIONS:
+            if (patience := guard.when()) is not None and patience > until:
+                until, failures, restarts = patience, 0, restarts + 1
+            failures += 1
+            pause = half_jitter(failures, first_s=timings.retry_first_s, cap_s=timings.retry_cap_s)
+            if is_hopeless() or loop.time() + pause >= until or restarts >= MAX_RESTARTS:
                 why = str(error) or f"nothing moved for {timings.artifacts_for_s:.0f} s"
                 raise Unavailable("the upload was interrupted too long", why=why) from error
             log.info("artifacts.interrupted", run=str(identity.run), why=str(error))
@@ -71,7 +76,7 @@ async def _parts(folder: Path, timings: Timings, guard: asyncio.Timeout) -> Asyn
         try:
             while data := await asyncio.to_thread(os.read, descriptor, timings.artifact_chunk_bytes):
                 yield ArtifactPart(path=name, data=data, is_final=False)
-                if not guard.expired():
+                with contextlib.suppress(RuntimeError):  # the call has been given up meanwhile
                     guard.reschedule(loop.time() + timings.artifacts_for_s)
         except OSError as error:
             raise SecureDaguError("an artifact cannot be read", why=f"{name}: {error.strerror}") from error

@@ -6,6 +6,7 @@ import asyncio
 import hashlib
 import os
 import tempfile
+from collections.abc import AsyncIterator
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -14,7 +15,16 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from secure_dagu.dispatch.model import ACCEPTED, BundleRef, LogStream, Verdict
+from secure_dagu.dispatch.model import (
+    ACCEPTED,
+    ArtifactPart,
+    BundleRef,
+    Caller,
+    LogStream,
+    StreamIdentity,
+    Uploaded,
+    Verdict,
+)
 from secure_dagu.errors import InvalidRequest, SecureDaguError
 from secure_dagu.run.model import RunStatus
 from secure_dagu.worker.statuses import StatusReporter
@@ -319,3 +329,23 @@ async def test_a_bundle_is_only_used_when_it_is_what_the_task_promised(
         assert final["status"] == RunStatus.FAILED
         assert problem in final["error"]
         assert runner.requests == []
+
+
+async def test_an_artifact_upload_that_never_gets_to_its_end_is_given_up(
+    coordinator: FakeCoordinator, tmp_path: Path
+) -> None:
+    class Interrupting(FakeCoordinator):
+        async def stream_artifacts(
+            self, caller: Caller, identity: StreamIdentity, parts: AsyncIterator[ArtifactPart]
+        ) -> Uploaded:
+            await anext(parts)
+            await anext(parts)
+            self.order.append("interrupted")
+            raise away()
+
+    coordinator = Interrupting()
+    async with working(make_worker(FakeRunner(tmp_path, with_artifacts), coordinator)):
+        coordinator.offer(make_task())
+        final = await coordinator.until_ended()
+    assert final["status"] == RunStatus.FAILED
+    assert coordinator.order.count("interrupted") == 10
