@@ -18,6 +18,7 @@ from secure_dagu.dispatch.match import Labels
 from secure_dagu.dispatch.model import BundleRef, Caller, Role, Task, WorkerHealth, WorkerId, WorkerInfo, WorkerStats
 from secure_dagu.errors import LimitExceeded, PreconditionFailed
 from secure_dagu.run.model import AttemptId, AttemptKey, DagRunRef
+from secure_dagu.security.identity import acts_as
 
 HEALTHY_FOR = timedelta(seconds=5)
 WARNING_FOR = timedelta(seconds=15)
@@ -157,13 +158,24 @@ class Ledger:
             raise PreconditionFailed("stale attempt: superseded by newer attempt", fix="stop the run")
         return entry
 
-    def held_in_tree(self, worker: WorkerId, root: DagRunRef, now: datetime) -> list[Entry]:
-        """Return what a worker holds of one tree."""
-        return [e for e in self.of_worker(worker).values() if e.root == root and e.is_held_by(worker, now)]
+    def held_in_tree(self, caller: Caller, root: DagRunRef, now: datetime) -> list[Entry]:
+        """Return what the caller's workers hold of one tree."""
+        return [entry for entry in self.of_tree(root) if _is_callers(caller, entry, now)]
 
-    def held_by(self, worker: WorkerId, now: datetime) -> list[Entry]:
-        """Return what a worker holds."""
-        return [e for e in self.of_worker(worker).values() if e.is_held_by(worker, now)]
+    def held_by(self, caller: Caller, now: datetime) -> list[Entry]:
+        """Return what the caller's workers hold."""
+        return [
+            entry
+            for worker, entries in tuple(self._by_worker.items())
+            if acts_as(caller.name, worker)
+            for entry in tuple(entries.values())
+            if _is_callers(caller, entry, now)
+        ]
+
+
+def _is_callers(caller: Caller, entry: Entry, now: datetime) -> bool:
+    # Messages that carry no worker id come in the certificate's name, which covers every `name@…` of it.
+    return acts_as(caller.name, entry.state.worker) and entry.is_held_by(entry.state.worker, now)
 
 
 def is_limited(caller: Caller) -> bool:

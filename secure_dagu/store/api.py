@@ -125,6 +125,10 @@ class Store(Protocol):
         """Return the latest status document of an attempt; empty when there is no such attempt."""
         ...
 
+    async def attempts_under(self, claim_key: AttemptKey) -> Sequence[AttemptRow]:
+        """Return the attempts that report under a task, its own among them."""
+        ...
+
     async def has_attempt_id(self, *, root: DagRunRef, attempt_id: AttemptId) -> bool:
         """Tell whether some run of this tree has an attempt of that id."""
         ...

@@ -57,6 +57,7 @@ _HAS_ATTEMPT_ID = (
     .where(*_OF_ROOT, attempts.c.attempt_id == bindparam("attempt_id"))
     .limit(1)
 )
+_UNDER = select(*_ATTEMPT).join(runs, runs.c.id == attempts.c.run).where(attempts.c.claim_key == bindparam("claim_key"))
 _ROOTS = _LATEST.where(runs.c.is_root.is_(True)).order_by(runs.c.id.desc()).limit(bindparam("limit"))
 _TASKS = (
     select(
@@ -148,6 +149,9 @@ class SqlStore:
         found = await self._read(lambda c: c.execute(_GET_DOCUMENT, {"key": key}).scalar_one_or_none())
         return found or ""
 
+    async def attempts_under(self, claim_key: AttemptKey) -> Sequence[AttemptRow]:
+        return await self._read(lambda c: [_attempt(row) for row in c.execute(_UNDER, {"claim_key": claim_key}).all()])
+
     async def has_attempt_id(self, *, root: DagRunRef, attempt_id: AttemptId) -> bool:
         values = {"root_dag": root.name, "root_run_id": root.run_id, "attempt_id": attempt_id}
         return await self._read(lambda c: c.execute(_HAS_ATTEMPT_ID, values).first() is not None)
@@ -223,8 +227,8 @@ class SqlStore:
     async def report(self, report: Report) -> None:
         values = {
             "key_": report.key, "seen": report.revision, "document": report.document, "status": report.status,
-            "claim_key": report.claim_key, "worker": report.worker, "archive": report.archive, "error": report.error, "started_at": report.started_at,
-            "finished_at": report.finished_at,
+            "claim_key": report.claim_key, "worker": report.worker, "archive": report.archive, "error": report.error,
+            "started_at": report.started_at, "finished_at": report.finished_at,
         }  # fmt: skip
 
         def write(connection: Connection) -> None:

@@ -65,6 +65,7 @@ attempts = Table(
     Column("revision", BigInteger, nullable=False),
     Column("document", Text, nullable=False),
     Index("ix_attempts_run", "run"),
+    Index("ix_attempts_claim", "claim_key"),
 )
 
 tasks = Table(

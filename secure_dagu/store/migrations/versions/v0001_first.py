@@ -45,6 +45,7 @@ def upgrade() -> None:
         _number("started_at"), _number("finished_at"), _number("revision"), _text("document"),
     )  # fmt: skip
     op.create_index("ix_attempts_run", "attempts", ["run"])
+    op.create_index("ix_attempts_claim", "attempts", ["claim_key"])
     op.create_table(
         "tasks",
         sa.Column("key", sa.String(160), sa.ForeignKey("attempts.key"), primary_key=True),
