@@ -17,7 +17,7 @@ async def run(args: argparse.Namespace, what: str) -> int:
     """Run the service; returns 0 after an orderly stop."""
     from secure_dagu.config.load import load
 
-    loaded = load(args)
+    loaded = load(args, apart=True)  # before any thread: what parses settings need not stay in memory
     from secure_dagu.telemetry import logs
 
     logs.configure(json_lines=loaded.settings.core.log_format == "json", debug=loaded.settings.core.debug)

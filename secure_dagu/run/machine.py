@@ -1,0 +1,569 @@
+"""How one attempt of a run advances: every decision, and nothing else. Pure.
+
+A run goes through phases: its preconditions, the init handler, the steps, one outcome handler, the exit handler, the
+end. The shell (`runner.runner`) starts what `advance` commands, and comes back with what happened as an event. It
+decides nothing: not who is ready, not whether to retry, not what the run amounts to.
+
+Cost: an event touches the step that it is about and its dependents. A thousand-step chain is a thousand times the cost
+of one step; only the copy of the tuple of nodes grows with the run, and that is a copy of pointers.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from datetime import datetime
+from enum import Enum, auto
+from typing import Any, assert_never
+
+from secure_dagu.dag.model import Step
+from secure_dagu.dag.plan import Plan
+from secure_dagu.run import retry
+from secure_dagu.run.model import RunStatus, StepStatus
+from secure_dagu.run.retry import Policy
+
+HANDLER_NODES = {
+    "init": "onInit",
+    "success": "onSuccess",
+    "failure": "onFailure",
+    "abort": "onAbort",
+    "wait": "onWait",
+    "exit": "onExit",
+}
+
+
+class Phase(Enum):
+    """Where a run is."""
+
+    NEW = auto()
+    PRECONDITIONS = auto()
+    INIT = auto()
+    STEPS = auto()
+    OUTCOME = auto()
+    EXIT = auto()
+    ENDED = auto()
+
+
+class Result(Enum):
+    """How one execution of a step ended."""
+
+    SUCCEEDED = auto()
+    PARTIAL = auto()
+    FAILED = auto()
+    TIMED_OUT = auto()
+    SKIPPED = auto()
+    """A precondition was not met."""
+    ABORTED = auto()
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Outcome:
+    """What the shell reports of one execution of a step."""
+
+    result: Result
+    exit_code: int | None = None
+    error: str = ""
+    output_matches: bool = False
+    """A line of stdout matches `continue_on.output`."""
+    repeat_met: bool | None = None
+    """The test of `repeat_policy`; None when the step has none."""
+    published: Mapping[str, Any] = field(default_factory=dict)
+    """What the node keeps for others to read, by status-document key: outputVariables, outputValue, …"""
+    retry: Policy | None = None
+    repeat: Policy | None = None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class NodeState:
+    """One step of a run."""
+
+    status: StepStatus = StepStatus.NOT_STARTED
+    started_at: datetime | None = None
+    finished_at: datetime | None = None
+    error: str = ""
+    exit_code: int | None = None
+    retry_count: int = 0
+    retried_at: datetime | None = None
+    done_count: int = 0
+    is_accepted: bool = False
+    """It failed, and its dependents run all the same."""
+    is_kept: bool = False
+    """Its result is that of an earlier attempt."""
+    published: Mapping[str, Any] = field(default_factory=dict)
+
+
+NEW_NODE = NodeState()
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RunState:
+    """One attempt at one moment."""
+
+    plan: Plan
+    phase: Phase = Phase.NEW
+    status: RunStatus = RunStatus.NOT_STARTED
+    nodes: tuple[NodeState, ...] = ()
+    waiting: tuple[int, ...] = ()
+    """For each step, how many of its dependencies are not terminal."""
+    ready: tuple[int, ...] = ()
+    """Steps that may start, in source order."""
+    running: int = 0
+    """Executions that the shell owes an end, handlers and pauses included."""
+    unfinished: int = 0
+    """Steps that are not terminal."""
+    handlers: Mapping[str, NodeState] = field(default_factory=dict)
+    max_active: int = 0
+    """0: no limit."""
+    is_stopping: bool = False
+    is_timed_out: bool = False
+    is_held: bool = False
+    """`delay_sec` after a launch: nothing else starts until `DelayOver`."""
+    delay_s: float = 0.0
+    error: str = ""
+    started_at: datetime | None = None
+    finished_at: datetime | None = None
+
+
+# ── events ───────────────────────────────────────────────────────────────────────────────────────────────────────────
+
+
+@dataclass(frozen=True, slots=True)
+class Started:
+    """The environment stands; the run begins."""
+
+
+@dataclass(frozen=True, slots=True)
+class SetupFailed:
+    """Parameters, secrets, the plan or the like failed; no step runs."""
+
+    error: str
+
+
+@dataclass(frozen=True, slots=True)
+class PreconditionsChecked:
+    """The DAG's preconditions were evaluated."""
+
+    met: bool
+    error: str = ""
+    """An evaluation error, which is not the same as not met."""
+
+
+@dataclass(frozen=True, slots=True)
+class StepEnded:
+    """One execution of a step ended."""
+
+    position: int
+    outcome: Outcome
+
+
+@dataclass(frozen=True, slots=True)
+class Changed:
+    """A running step published something meanwhile, such as its children."""
+
+    position: int
+    published: Mapping[str, Any]
+
+
+@dataclass(frozen=True, slots=True)
+class PauseOver:
+    """The pause before a retry or a repetition is over."""
+
+    position: int
+
+
+@dataclass(frozen=True, slots=True)
+class HandlerEnded:
+    """A lifecycle handler ended. `outcome` None: it is not defined."""
+
+    name: str
+    outcome: Outcome | None
+
+
+@dataclass(frozen=True, slots=True)
+class StopRequested:
+    """Somebody asked the run to stop."""
+
+
+@dataclass(frozen=True, slots=True)
+class TimedOut:
+    """The DAG's own timeout passed."""
+
+
+@dataclass(frozen=True, slots=True)
+class DelayOver:
+    """`delay_sec` after a launch has passed."""
+
+
+Event = (
+    Started | SetupFailed | PreconditionsChecked | StepEnded | Changed | PauseOver | HandlerEnded | StopRequested
+    | TimedOut | DelayOver
+)  # fmt: skip
+
+
+# ── commands ─────────────────────────────────────────────────────────────────────────────────────────────────────────
+
+
+@dataclass(frozen=True, slots=True)
+class CheckPreconditions:
+    """Evaluate the DAG's preconditions; answer with `PreconditionsChecked`."""
+
+
+@dataclass(frozen=True, slots=True)
+class StartStep:
+    """Execute a step once; answer with `StepEnded`. `is_first`: its preconditions come first."""
+
+    position: int
+    is_first: bool
+
+
+@dataclass(frozen=True, slots=True)
+class Pause:
+    """Wait; answer with `PauseOver`."""
+
+    position: int
+    seconds: float
+
+
+@dataclass(frozen=True, slots=True)
+class Delay:
+    """Wait; answer with `DelayOver`."""
+
+    seconds: float
+
+
+@dataclass(frozen=True, slots=True)
+class StartHandler:
+    """Execute a handler if it is defined; answer with `HandlerEnded`."""
+
+    name: str
+
+
+@dataclass(frozen=True, slots=True)
+class StopRunning:
+    """Stop every running step's processes and end every pause; each still answers."""
+
+
+@dataclass(frozen=True, slots=True)
+class End:
+    """The run is over."""
+
+
+Command = CheckPreconditions | StartStep | Pause | Delay | StartHandler | StopRunning | End
+
+
+@dataclass(frozen=True, slots=True)
+class Transition:
+    """What an event leads to."""
+
+    state: RunState
+    commands: tuple[Command, ...] = ()
+
+
+# ── the machine ──────────────────────────────────────────────────────────────────────────────────────────────────────
+
+
+def new_run(
+    plan: Plan, *, kept: Mapping[int, NodeState] | None = None, max_active: int = 0, delay_s: float = 0.0
+) -> RunState:
+    """Return a run before its first event. `kept` are nodes whose result of an earlier attempt stays."""
+    nodes = tuple((kept or {}).get(position, NEW_NODE) for position in range(len(plan.steps)))
+    waiting = tuple(sum(not nodes[before].status.is_terminal for before in found) for found in plan.dependencies)
+    ready = tuple(p for p, node in enumerate(nodes) if not waiting[p] and not node.status.is_terminal)
+    unfinished = sum(not node.status.is_terminal for node in nodes)
+    return RunState(
+        plan=plan,
+        nodes=nodes,
+        waiting=waiting,
+        ready=ready,
+        unfinished=unfinished,
+        max_active=max_active,
+        delay_s=delay_s,
+    )
+
+
+def reset_positions(
+    plan: Plan, previous: Sequence[StepStatus], *, step: str = "", include_downstream: bool = False
+) -> frozenset[int]:
+    """Return which steps a retry of a run executes again (workflow language, section 5.4).
+
+    All that failed, were aborted, rejected, waiting for a retry or never started, and all that depend on them; or, with
+    `step`, that one and, if asked, those downstream of it.
+    """
+    if step:
+        first = {plan.index[step]}
+        return frozenset(first.union(plan.descendants(plan.index[step])) if include_downstream else first)
+    kept = (StepStatus.SUCCEEDED, StepStatus.PARTIALLY_SUCCEEDED, StepStatus.SKIPPED)
+    again = {position for position, status in enumerate(previous) if status not in kept}
+    for position in tuple(again):
+        again.update(plan.descendants(position))
+    return frozenset(again)
+
+
+def advance(state: RunState, event: Event, now: datetime) -> Transition:
+    """Return what `event` leads to. An event that comes too late changes nothing."""
+    match event:
+        case Started():
+            if state.phase is not Phase.NEW:
+                return Transition(state)
+            begun = replace(state, phase=Phase.PRECONDITIONS, status=RunStatus.RUNNING, started_at=now, running=1)
+            return Transition(begun, (CheckPreconditions(),))
+        case SetupFailed(error=error):
+            failed = replace(state, started_at=state.started_at or now, error=error, unfinished=0, ready=())
+            return _outcome(replace(failed, status=RunStatus.FAILED, running=0), now)
+        case PreconditionsChecked(met=met, error=error):
+            return _preconditions(replace(state, running=state.running - 1), now, met=met, error=error)
+        case StepEnded(position=position, outcome=outcome):
+            return _step_ended(state, position, outcome, now)
+        case Changed(position=position, published=published):
+            node = state.nodes[position]
+            return Transition(_with_node(state, position, replace(node, published={**node.published, **published})))
+        case PauseOver(position=position):
+            if state.is_stopping or state.is_timed_out:
+                aborted = replace(state.nodes[position], status=StepStatus.ABORTED, finished_at=now)
+                return _finished(replace(state, running=state.running - 1), position, aborted, now)
+            return Transition(state, (StartStep(position, is_first=False),))
+        case HandlerEnded(name=name, outcome=outcome):
+            return _handler_ended(replace(state, running=state.running - 1), name, outcome, now)
+        case StopRequested():
+            if state.is_stopping or state.phase in (Phase.OUTCOME, Phase.EXIT, Phase.ENDED):
+                return Transition(state)
+            return _halt(replace(state, is_stopping=True), now)
+        case TimedOut():
+            if state.is_timed_out or state.phase is not Phase.STEPS:
+                return Transition(state)
+            return _halt(replace(state, is_timed_out=True, error=state.error or "the DAG timed out"), now)
+        case DelayOver():
+            return _continue(replace(state, is_held=False, running=state.running - 1), now)
+        case _:
+            assert_never(event)
+
+
+def _preconditions(state: RunState, now: datetime, *, met: bool, error: str) -> Transition:
+    if error:
+        return _outcome(replace(state, status=RunStatus.FAILED, error=error), now)
+    if state.is_stopping or not met:
+        return _outcome(replace(state, status=RunStatus.ABORTED), now)
+    return Transition(replace(state, phase=Phase.INIT, running=state.running + 1), (StartHandler("init"),))
+
+
+def _handler_ended(state: RunState, name: str, outcome: Outcome | None, now: datetime) -> Transition:
+    good = outcome is None or outcome.result in (Result.SUCCEEDED, Result.PARTIAL, Result.SKIPPED)
+    if outcome is not None:
+        node = state.handlers.get(name, NEW_NODE)
+        status = _status_of(outcome)
+        ended = replace(
+            node, status=status, finished_at=now, error=outcome.error, exit_code=outcome.exit_code,
+            done_count=node.done_count + 1, published=outcome.published,
+        )  # fmt: skip
+        state = replace(state, handlers={**state.handlers, name: ended})
+    if name == "init":
+        if not good or state.is_stopping:
+            error = state.error or (f"init handler failed: {outcome.error}" if outcome and not good else "")
+            return _outcome(replace(state, status=RunStatus.ABORTED, error=error), now)
+        return _continue(replace(state, phase=Phase.STEPS), now)
+    if not good and outcome is not None:
+        error = state.error or f"handler {HANDLER_NODES[name]} failed: {outcome.error}"
+        state = replace(state, status=RunStatus.FAILED, error=error)
+    if name == "exit" or state.status is RunStatus.WAITING:
+        return Transition(replace(state, phase=Phase.ENDED, finished_at=now), (End(),))
+    return Transition(replace(state, phase=Phase.EXIT, running=state.running + 1), (StartHandler("exit"),))
+
+
+def handler_started(state: RunState, name: str, now: datetime) -> RunState:
+    """Note that a defined handler runs."""
+    node = NodeState(status=StepStatus.RUNNING, started_at=now)
+    return replace(state, handlers={**state.handlers, name: node})
+
+
+def _status_of(outcome: Outcome) -> StepStatus:
+    return {
+        Result.SUCCEEDED: StepStatus.SUCCEEDED,
+        Result.PARTIAL: StepStatus.PARTIALLY_SUCCEEDED,
+        Result.FAILED: StepStatus.FAILED,
+        Result.TIMED_OUT: StepStatus.FAILED,
+        Result.SKIPPED: StepStatus.SKIPPED,
+        Result.ABORTED: StepStatus.ABORTED,
+    }[outcome.result]
+
+
+def _step_ended(state: RunState, position: int, outcome: Outcome, now: datetime) -> Transition:
+    """Decide what follows one execution: a retry, a repetition, or the end of the step."""
+    step, node = state.plan.steps[position], state.nodes[position]
+    halting = state.is_stopping or state.is_timed_out
+    executed = outcome.result not in (Result.SKIPPED,)
+    node = replace(
+        node, exit_code=outcome.exit_code, error=outcome.error, published={**node.published, **outcome.published},
+        done_count=node.done_count + (1 if executed else 0),
+    )  # fmt: skip
+    is_retried = outcome.result is Result.FAILED and not halting
+    if is_retried and retry.retries(outcome.retry, done=node.retry_count, exit_code=outcome.exit_code):
+        assert outcome.retry is not None, "only a policy retries"
+        pause = outcome.retry.pause_s(node.retry_count)
+        again = replace(node, retry_count=node.retry_count + 1, retried_at=now)
+        return Transition(_with_node(state, position, again), (Pause(position, pause),))
+    if outcome.repeat is not None and outcome.repeat_met is not None and not halting and _may_repeat(step, outcome):
+        assert step.repeat is not None, "only a policy repeats"
+        if retry.repeats(step.repeat.mode, outcome.repeat, executions=node.done_count, met=outcome.repeat_met):
+            pause = outcome.repeat.pause_s(node.done_count - 1)
+            return Transition(_with_node(state, position, node), (Pause(position, pause),))
+    status = _status_of(outcome)
+    if halting and outcome.result is Result.FAILED:
+        status = StepStatus.ABORTED
+    if status is StepStatus.FAILED:
+        policy = step.continue_on
+        if retry.accepts(policy, exit_code=outcome.exit_code, output_matches=outcome.output_matches):
+            if policy.mark_success:
+                status, node = StepStatus.SUCCEEDED, replace(node, error="")
+            else:
+                node = replace(node, is_accepted=True)
+    ended = replace(node, status=status, finished_at=now)
+    return _finished(replace(state, running=state.running - 1), position, ended, now)
+
+
+def _may_repeat(step: Step, outcome: Outcome) -> bool:
+    """A loop goes on after a failure only where the policy's exit codes ask for it; never after a timeout."""
+    assert step.repeat is not None, "asked only of steps that repeat"
+    if outcome.result in (Result.SUCCEEDED, Result.PARTIAL):
+        return True
+    return outcome.result is Result.FAILED and (bool(step.repeat.exit_codes) or step.repeat.mode == "until")
+
+
+def _finished(state: RunState, position: int, node: NodeState, now: datetime) -> Transition:
+    """Settle a step that is terminal, with everything that follows for those behind it."""
+    state = _with_node(state, position, node)
+    state = replace(state, unfinished=state.unfinished - 1)
+    return _continue(_settle_dependents(state, [position], now), now)
+
+
+def _settle_dependents(state: RunState, ended: list[int], now: datetime) -> RunState:
+    """Count down the dependents of ended steps; those that can never run end too, and so on."""
+    plan, nodes = state.plan, state.nodes
+    waiting = list(state.waiting)
+    ready: list[int] = []
+    changed: dict[int, NodeState] = {}
+
+    def node_of(position: int) -> NodeState:
+        return changed.get(position) or nodes[position]
+
+    for position in ended:  # grows while it is walked
+        for follower in plan.dependents[position]:
+            waiting[follower] -= 1
+            if waiting[follower] or node_of(follower).status.is_terminal:
+                continue
+            verdict = _readiness(plan, follower, node_of)
+            if verdict is None:
+                ready.append(follower)
+            else:
+                changed[follower] = NodeState(status=verdict, finished_at=now)
+                ended.append(follower)
+    if changed:
+        nodes = tuple(changed.get(position, node) for position, node in enumerate(nodes))
+    merged = tuple(sorted((*state.ready, *ready))) if ready else state.ready
+    return replace(state, nodes=nodes, waiting=tuple(waiting), ready=merged, unfinished=state.unfinished - len(changed))
+
+
+def _readiness(plan: Plan, position: int, node_of: Any) -> StepStatus | None:
+    """Return how a step ends without running because of its dependencies; None: it may start (section 3.3)."""
+    skipped = False
+    for before in plan.dependencies[position]:
+        node: NodeState = node_of(before)
+        if node.status in (StepStatus.SUCCEEDED, StepStatus.PARTIALLY_SUCCEEDED):
+            continue
+        if node.status is StepStatus.FAILED and node.is_accepted:
+            continue
+        if node.status is StepStatus.SKIPPED:
+            skipped = skipped or not plan.steps[before].continue_on.skipped
+            continue
+        return StepStatus.ABORTED
+    return StepStatus.SKIPPED if skipped else None
+
+
+def _continue(state: RunState, now: datetime) -> Transition:
+    """Start what may start; when nothing is left, find out what the run amounts to."""
+    if state.phase is not Phase.STEPS:
+        return Transition(state)
+    commands: list[Command] = []
+    halting = state.is_stopping or state.is_timed_out
+    while state.ready and not halting and not state.is_held:
+        if state.max_active and _active(state) >= state.max_active:
+            break
+        position, rest = state.ready[0], state.ready[1:]
+        node = replace(state.nodes[position], status=StepStatus.RUNNING, started_at=now)
+        state = replace(_with_node(state, position, node), ready=rest, running=state.running + 1)
+        commands.append(StartStep(position, is_first=True))
+        if state.delay_s > 0 and rest:
+            commands.append(Delay(state.delay_s))
+            state = replace(state, is_held=True, running=state.running + 1)
+    if commands or state.running or state.unfinished:
+        return Transition(state, tuple(commands))
+    return _outcome(replace(state, status=overall(state)), now)
+
+
+def _active(state: RunState) -> int:
+    return state.running - (1 if state.is_held else 0)
+
+
+def _halt(state: RunState, now: datetime) -> Transition:
+    """Abort what has not started; let the shell stop what runs."""
+    nodes = tuple(
+        NodeState(status=StepStatus.ABORTED, finished_at=now) if node.status is StepStatus.NOT_STARTED else node
+        for node in state.nodes
+    )
+    unfinished = sum(not node.status.is_terminal for node in nodes)
+    keeps_nodes = state.phase in (Phase.NEW, Phase.PRECONDITIONS, Phase.INIT)
+    state = replace(state, ready=(), **({} if keeps_nodes else {"nodes": nodes, "unfinished": unfinished}))  # type: ignore[arg-type]  # two fields of their own types
+    if state.running:
+        return Transition(state, (StopRunning(),))
+    return _continue(state, now) if state.phase is Phase.STEPS else Transition(state)
+
+
+def _outcome(state: RunState, now: datetime) -> Transition:
+    """Run the handler that belongs to what the run amounts to; steps that never ran stay as they are."""
+    name = {
+        RunStatus.SUCCEEDED: "success",
+        RunStatus.PARTIALLY_SUCCEEDED: "success",
+        RunStatus.ABORTED: "abort",
+        RunStatus.WAITING: "wait",
+    }.get(state.status, "failure")
+    state = replace(state, error=state.error or _first_error(state))
+    return Transition(replace(state, phase=Phase.OUTCOME, ready=(), running=state.running + 1), (StartHandler(name),))
+
+
+def _first_error(state: RunState) -> str:
+    if state.status not in (RunStatus.FAILED, RunStatus.REJECTED):
+        return ""
+    for step, node in zip(state.plan.steps, state.nodes, strict=True):
+        if node.status is StepStatus.FAILED and not node.is_accepted and node.error:
+            return f"{step.name}: {node.error}"
+    return ""
+
+
+def overall(state: RunState) -> RunStatus:
+    """Return what the run amounts to once its steps are done (workflow language, section 5.3; first match wins)."""
+    statuses = [node.status for node in state.nodes]
+    if state.is_timed_out:
+        return RunStatus.FAILED
+    if state.is_stopping and any(
+        status not in (StepStatus.SUCCEEDED, StepStatus.PARTIALLY_SUCCEEDED, StepStatus.SKIPPED) for status in statuses
+    ):
+        return RunStatus.ABORTED
+    if StepStatus.REJECTED in statuses:
+        return RunStatus.REJECTED
+    if StepStatus.WAITING in statuses:
+        return RunStatus.WAITING
+    failures = [node for node in state.nodes if node.status is StepStatus.FAILED]
+    if any(not node.is_accepted for node in failures):
+        return RunStatus.FAILED
+    has_success = any(status in (StepStatus.SUCCEEDED, StepStatus.PARTIALLY_SUCCEEDED) for status in statuses)
+    if has_success and (failures or StepStatus.PARTIALLY_SUCCEEDED in statuses):
+        return RunStatus.PARTIALLY_SUCCEEDED
+    if failures:
+        return RunStatus.FAILED
+    if StepStatus.ABORTED in statuses:  # a step that ended as aborted by itself, such as an aborted child
+        return RunStatus.FAILED
+    return RunStatus.SUCCEEDED
+
+
+def _with_node(state: RunState, position: int, node: NodeState) -> RunState:
+    nodes = state.nodes
+    return replace(state, nodes=(*nodes[:position], node, *nodes[position + 1 :]))

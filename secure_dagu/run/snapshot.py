@@ -1,0 +1,185 @@
+"""RunState ↔ the status document of the wire and the store (protocol, section 4). Pure.
+
+A document is assembled from the JSON of its nodes, and a node is encoded again only when it changed: a report of a
+hundred-step run costs one node and one join.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from datetime import datetime
+from typing import Any
+
+from secure_dagu.dag.model import Step
+from secure_dagu.run.machine import HANDLER_NODES, NodeState, RunState
+from secure_dagu.run.model import StepStatus
+
+
+def encode(value: Any) -> str:
+    """Return compact JSON."""
+    return json.dumps(value, ensure_ascii=False, separators=(",", ":"))
+
+
+def time_text(moment: datetime | None) -> str:
+    """Return RFC 3339 UTC seconds; empty for no time."""
+    return moment.strftime("%Y-%m-%dT%H:%M:%SZ") if moment else ""
+
+
+@dataclass(slots=True)
+class Snapshots:
+    """Makes the documents of one attempt.
+
+    Attributes:
+        head: the keys that never change, already as values: name, dagRunId, root, labels, …
+        steps: the `step` object of each step as JSON text, in source order.
+        logs: for each step, the paths of its stdout and stderr on this host.
+    """
+
+    head: Mapping[str, Any]
+    steps: Sequence[str]
+    logs: Sequence[tuple[str, str]]
+    handler_steps: Mapping[str, str] = field(default_factory=dict)
+    handler_logs: Mapping[str, tuple[str, str]] = field(default_factory=dict)
+    _nodes: list[tuple[NodeState, str] | None] = field(default_factory=list)
+    _head_text: str = ""
+
+    def document(self, state: RunState, *, extra: Mapping[str, Any] | None = None) -> str:
+        """Return the status document of `state`; `extra` are keys that were learnt on the way, such as `workingDir`."""
+        if not self._nodes:
+            self._nodes = [None] * len(self.steps)
+            self._head_text = encode(dict(self.head))[1:-1]
+        nodes = ",".join(self._node(position, node) for position, node in enumerate(state.nodes))
+        rest: dict[str, Any] = {"status": int(state.status), "pendingStepRetries": None, **(extra or {})}
+        if state.started_at:
+            rest["startedAt"] = time_text(state.started_at)
+        if state.finished_at:
+            rest["finishedAt"] = time_text(state.finished_at)
+        if state.error:
+            rest["error"] = state.error
+        handlers = "".join(
+            f',"{HANDLER_NODES[name]}":{self._handler(name, node)}' for name, node in state.handlers.items()
+        )
+        return f'{{{self._head_text},{encode(rest)[1:-1]},"nodes":[{nodes}]{handlers}}}'
+
+    def _node(self, position: int, node: NodeState) -> str:
+        known = self._nodes[position]
+        if known is not None and known[0] is node:
+            return known[1]
+        text = _node_text(self.steps[position], self.logs[position], node)
+        self._nodes[position] = (node, text)
+        return text
+
+    def _handler(self, name: str, node: NodeState) -> str:
+        return _node_text(self.handler_steps[name], self.handler_logs[name], node)
+
+
+def _node_text(step: str, logs: tuple[str, str], node: NodeState) -> str:
+    has_run = node.started_at is not None
+    values: dict[str, Any] = {
+        "stdout": logs[0] if has_run else "",
+        "stderr": logs[1] if has_run else "",
+        "startedAt": time_text(node.started_at),
+        "finishedAt": time_text(node.finished_at),
+        "status": int(node.status),
+    }
+    if node.retry_count:
+        values["retryCount"] = node.retry_count
+        values["retriedAt"] = time_text(node.retried_at)
+    if node.done_count:
+        values["doneCount"] = node.done_count
+    if node.is_kept:
+        values["skippedByRetry"] = True
+    if node.error:
+        values["error"] = node.error
+    values.update(node.published)
+    return f'{{"step":{step},{encode(values)[1:]}'
+
+
+def step_text(step: Step) -> str:
+    """Return the `step` object of a node as JSON: what a reader of the run needs to know of its definition.
+
+    Scripts and commands are the authored text, so a value that was inserted into them is never stored.
+    """
+    values: dict[str, Any] = {"name": step.name}
+    if step.id:
+        values["id"] = step.id
+    if step.description:
+        values["description"] = step.description
+    if step.kind == "command":
+        values["commands"] = [{"command": _first_word(line), "cmdWithArgs": line} for line in step.commands]
+    elif step.kind == "script":
+        values["script"] = step.script
+    else:
+        values["executorConfig"] = {"type": "dag" if step.kind == "dag.run" else step.kind}
+    if step.kind == "dag.run":
+        values["childDag"] = {"name": str(step.inputs.get("dag", ""))}
+    if isinstance(step.output, str):
+        values["output"] = step.output
+    if step.depends:
+        values["depends"] = list(step.depends)
+    if step.continue_on.failure or step.continue_on.skipped or step.continue_on.mark_success:
+        chosen = {
+            "failure": step.continue_on.failure,
+            "skipped": step.continue_on.skipped,
+            "markSuccess": step.continue_on.mark_success,
+        }
+        values["continueOn"] = {key: True for key, value in chosen.items() if value}
+    if step.preconditions:
+        values["preconditions"] = [
+            {
+                **({"condition": item.condition} if item.condition else {"eval": item.eval}),
+                **({"expected": item.expected} if item.expected is not None else {}),
+                **({"negate": True} if item.negate else {}),
+            }
+            for item in step.preconditions
+        ]
+    if step.worker_selector:
+        values["workerSelector"] = dict(step.worker_selector)
+    if step.timeout_s:
+        values["timeout"] = int(step.timeout_s * 1_000_000_000)
+    return encode(values)
+
+
+def _first_word(line: str) -> str:
+    return line.split(maxsplit=1)[0] if line.strip() else ""
+
+
+def kept_nodes(document: str, names: Sequence[str]) -> dict[int, NodeState]:
+    """Return the nodes of an earlier attempt by position, for steps that the definition still has.
+
+    What is malformed is left out, so that its step runs again.
+    """
+    index = {name: position for position, name in enumerate(names)}
+    found: dict[int, NodeState] = {}
+    try:
+        values = json.loads(document).get("nodes") or []
+    except (ValueError, AttributeError):
+        return {}
+    for value in values:
+        try:
+            position = index[value["step"]["name"]]
+            found[position] = NodeState(
+                status=StepStatus(value["status"]),
+                started_at=_moment(value.get("startedAt")),
+                finished_at=_moment(value.get("finishedAt")),
+                error=str(value.get("error") or ""),
+                retry_count=int(value.get("retryCount") or 0),
+                done_count=int(value.get("doneCount") or 0),
+                is_kept=True,
+                published={key: value[key] for key in PUBLISHED if value.get(key)},
+            )
+        except (KeyError, TypeError, ValueError):
+            continue
+    return found
+
+
+PUBLISHED = ("outputVariables", "outputValue", "outputsValue", "stepOutputsValue", "children")
+"""What a node keeps for others to read; the keys of `NodeState.published`."""
+
+
+def _moment(text: Any) -> datetime | None:
+    if not isinstance(text, str) or text in ("", "-"):
+        return None
+    return datetime.fromisoformat(text.replace("Z", "+00:00"))
