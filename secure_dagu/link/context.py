@@ -122,7 +122,7 @@ class CertificateJudge(Protocol):
         ...
 
 
-class NoCommonProtocol(Exception):  # noqa: N818 - a signal between this callback and the handshake, not an error of ours
+class NoCommonProtocol(Exception):
     """The client offers ALPN, but not h2."""
 
 

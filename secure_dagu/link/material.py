@@ -1,7 +1,7 @@
 """Certificate files → checked material. Whatever is wrong with a file is said before the file is used.
 
-A context made from bad material fails later, at the first handshake, in words that nobody can act on. So every fact that
-a peer would hold against us is checked here, and each refusal names the file, the fact and the fix.
+A context made from bad material fails later, at the first handshake, in words that nobody can act on. So every fact
+that a peer would hold against us is checked here, and each refusal names the file, the fact and the fix.
 """
 
 from __future__ import annotations
@@ -184,7 +184,7 @@ def _read(file: Path, what: str, *, is_key: bool = False) -> bytes:
             data = opened.read(MAX_FILE_BYTES + 1)
     except FileNotFoundError as missing:
         raise _bad(
-            file, f"the {what} file does not exist", f"create it with `secure-dagu pki`, or correct the path"
+            file, f"the {what} file does not exist", "create it with `secure-dagu pki`, or correct the path"
         ) from missing
     except OSError as error:
         raise _bad(

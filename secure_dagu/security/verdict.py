@@ -70,6 +70,7 @@ class Reason(StrEnum):
     PLAINTEXT_SERVER = "plaintext_server"
     HTTP_SERVER = "http_server"
     NOT_TLS_SERVER = "not_tls_server"
+    NOT_GRPC_SERVER = "not_grpc_server"
     SERVER_WANTS_TLS = "server_wants_tls"
 
 
@@ -258,6 +259,9 @@ _CLIENT: dict[Reason, Explanation] = {
     ),
     Reason.NOT_TLS_SERVER: Explanation(
         why="what answers on that port is not TLS", fix="check the port (default 50055)", family=ConfigError
+    ),
+    Reason.NOT_GRPC_SERVER: Explanation(
+        why="what answers on that port does not speak gRPC", fix="check the port (default 50055)", family=ConfigError
     ),
     Reason.SERVER_WANTS_TLS: Explanation(
         why="we speak without TLS (`peer.insecure`) and the server wants TLS",
@@ -492,6 +496,6 @@ def is_client_hello(first: bytes) -> bool:
     return first[:2] == b"\x16\x03"
 
 
-def is_tls_alert(first: bytes) -> bool:
-    """Tell whether these first bytes are a TLS alert record."""
-    return first[:2] == b"\x15\x03"
+def is_tls(first: bytes) -> bool:
+    """Tell whether these first bytes are a TLS handshake or alert record."""
+    return first[:2] in (b"\x16\x03", b"\x15\x03")

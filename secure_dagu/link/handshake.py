@@ -1,0 +1,321 @@
+"""One handshake on memory BIOs: → `Peer`, or `Verdict` with its alert flushed to the other end.
+
+The verify callback decides everything about a presented certificate *inside* the handshake: OpenSSL has checked chain,
+dates and purpose; we check the identity (both sides) and the dialled name (client). A refusal there becomes an alert:
+the other end can name the cause, and a client whose server is the wrong one has not yet shown its own certificate.
+
+TLS 1.3 lets a client finish before the server has looked at the client's certificate. The alert that refuses it is the
+first thing that the client reads afterwards, and a write could lose it. So a client reads once before it writes: a gRPC
+server speaks first, and after a short silence we go on.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from datetime import UTC, datetime
+from typing import Final
+
+from OpenSSL import SSL, crypto
+
+from secure_dagu.dispatch.model import Role
+from secure_dagu.errors import InvalidRequest
+from secure_dagu.link import context, material
+from secure_dagu.link.context import ClientPolicy, NoCommonProtocol, ServerPolicy
+from secure_dagu.security.identity import Identity
+from secure_dagu.security.peer import Peer
+from secure_dagu.security.verdict import Reason, Side, Verdict, alert_in, from_error, from_verify_code
+
+HANDSHAKE_LIMIT_S: Final = 10.0
+"""From the first byte to the last; half-open handshakes must not pile up (threat T15)."""
+SILENCE_S: Final = 0.5
+"""How long a client waits for the server's first word before it goes on."""
+LINGER_S: Final = 1.0
+"""How long a refused end stays readable: an immediate close sends a reset, and the alert would be lost."""
+
+_FLUSH_BYTES: Final = 1 << 16
+_FIRST_BYTES: Final = 64
+_TLS_ALERT_PROTOCOL_VERSION: Final = b"\x15\x03\x03\x00\x02\x02\x46"
+_HTTP_ANSWER: Final = (
+    b"HTTP/1.1 400 Bad Request\r\nContent-Type: text/plain\r\nConnection: close\r\nContent-Length: 47\r\n\r\n"
+    b"this port speaks gRPC over mutual TLS, not HTTP"
+)
+
+
+class Handshake(asyncio.BufferedProtocol):
+    """Drive one connection's handshake; afterwards `take` what the relay goes on with.
+
+    `host` is the dialled name, None on the accepting side. `buffer` is scratch space shared by all connections of one
+    loop: nothing stays in it between two calls.
+    """
+
+    def __init__(
+        self,
+        policy: ServerPolicy | ClientPolicy,
+        *,
+        connection: str,
+        address: str,
+        host: str | None,
+        buffer: memoryview,
+    ) -> None:
+        self._own = policy.identity
+        self._connection, self._address, self._host, self._buffer = connection, address, host, buffer
+        self._side = Side.SERVER if host is None else Side.CLIENT
+        self._ssl = SSL.Connection(policy.context, None)
+        self._ssl.set_app_data(self)
+        if host is None:
+            self._ssl.set_accept_state()
+        else:
+            self._ssl.set_connect_state()
+            if any(letter.isalpha() for letter in host) and ":" not in host:  # an IP literal is no server name
+                self._ssl.set_tlsext_host_name(host.rstrip(".").encode("idna"))
+        loop = asyncio.get_running_loop()
+        self._loop = loop
+        self._done: asyncio.Future[Peer | Verdict] = loop.create_future()
+        self._gone: asyncio.Future[None] = loop.create_future()
+        self._transport: asyncio.Transport | None = None
+        self._first = b""
+        self._early = b""
+        self._peer: Peer | None = None
+        self._identity: Identity | None = None
+        self._serial = 0
+        self._not_after: datetime | None = None
+        self._subject = ""
+        self._objection: tuple[Reason, str] | None = None
+
+    # ── what the owner calls ─────────────────────────────────────────────────────────────────────────────────────────
+
+    async def finish(self) -> Peer | Verdict:
+        """Wait for the outcome, at most `HANDSHAKE_LIMIT_S`; then `refuse` after a `Verdict`, `take` after a `Peer`."""
+        try:
+            async with asyncio.timeout(HANDSHAKE_LIMIT_S):
+                return await self._done
+        except TimeoutError:
+            return self._verdict(Reason.SILENT_SERVER if self._side is Side.CLIENT else Reason.HANDSHAKE_TIMEOUT)
+
+    def take(self) -> tuple[asyncio.Transport, SSL.Connection, bytes]:
+        """Hand over the (paused) transport, the TLS state, and what the other end has already said."""
+        assert self._transport is not None
+        assert self._peer is not None, "only a proven connection is handed over"
+        self._ssl.set_app_data(None)  # breaks the reference cycle: an idle connection keeps no handshake alive
+        early, self._early = self._early, b""
+        return self._transport, self._ssl, early
+
+    async def refuse(self) -> None:
+        """Close so that the other end reads our last word: half-close, read on for `LINGER_S`, then close."""
+        self._ssl.set_app_data(None)
+        transport = self._transport
+        if transport is not None:
+            await say_last_word(transport, self._gone)
+
+    def abort(self) -> None:
+        """Drop the connection."""
+        self._ssl.set_app_data(None)
+        if self._transport is not None:
+            self._transport.abort()
+
+    @property
+    def first_bytes(self) -> bytes:
+        """Return the first bytes that the other end sent: they name a server that is not TLS."""
+        return self._first
+
+    # ── what OpenSSL asks ────────────────────────────────────────────────────────────────────────────────────────────
+
+    def judge(self, certificate: crypto.X509, *, code: int, depth: int) -> bool:
+        """Decide on one certificate of the presented chain (`context.CertificateJudge`)."""
+        if code != 0:
+            found = certificate.to_cryptography()
+            self._subject, self._serial = material.subject_of(found), found.serial_number
+            reason = from_verify_code(self._side, code)
+            detail = f"OpenSSL verify code {code} at depth {depth} for {self._subject!r}"
+            if reason in (Reason.CERT_EXPIRED, Reason.SERVER_EXPIRED):
+                detail = f"{self._subject!r} ended on {found.not_valid_after_utc:%Y-%m-%d %H:%M}Z"
+            elif reason in (Reason.CERT_NOT_YET_VALID, Reason.SERVER_NOT_YET_VALID):
+                detail = f"{self._subject!r} begins on {found.not_valid_before_utc:%Y-%m-%d %H:%M}Z"
+            self._objection = reason, detail
+            return False
+        if depth > 0:
+            return True
+        found = certificate.to_cryptography()
+        self._subject, self._serial = material.subject_of(found), found.serial_number
+        self._not_after = found.not_valid_after_utc
+        names = material.names_of(found)
+        self._objection = self._objection_to(names)
+        return self._objection is None
+
+    def _objection_to(self, names: material.Names) -> tuple[Reason, str] | None:
+        if self._host is not None and not names.cover(self._host):
+            return Reason.NAME_MISMATCH, f"dialled {self._host}, the certificate has {names}"
+        wrong = Reason.BAD_IDENTITY if self._host is None else Reason.NOT_A_COORDINATOR
+        try:
+            identity = material.identity_of(names)
+        except InvalidRequest as bad:
+            return wrong, bad.why
+        if identity.trust_domain != self._own.trust_domain:
+            return wrong, f"trust domain {identity.trust_domain} is not ours, {self._own.trust_domain}"
+        if self._host is not None and identity.role is not Role.COORDINATOR:
+            return wrong, f"it names {identity}"
+        self._identity = identity
+        return None
+
+    # ── what the transport calls ─────────────────────────────────────────────────────────────────────────────────────
+
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        """Start: a client speaks first."""
+        assert isinstance(transport, asyncio.Transport)
+        self._transport = transport
+        if self._side is Side.CLIENT:
+            self._advance()
+
+    def get_buffer(self, sizehint: int) -> memoryview:
+        """Lend the shared buffer."""
+        return self._buffer
+
+    def buffer_updated(self, nbytes: int) -> None:
+        """Take bytes from the wire; after the outcome they are thrown away."""
+        if self._done.done():
+            return
+        if len(self._first) < _FIRST_BYTES:
+            self._first += bytes(self._buffer[: min(nbytes, _FIRST_BYTES - len(self._first))])
+        self._ssl.bio_write(self._buffer[:nbytes])
+        if self._peer is None:
+            self._advance()
+        else:
+            self._listen()
+
+    def eof_received(self) -> bool:
+        """Note that the other end is done; the transport stays ours to close."""
+        self._leave("it closed")
+        return True
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        """Note that the connection is gone."""
+        self._leave(f"{type(exc).__name__}" if exc else "it closed")
+
+    def _leave(self, how: str) -> None:
+        if not self._done.done():
+            when = (
+                "after the handshake" if self._peer else "before it said a word" if not self._first else "in the middle"
+            )
+            self._settle(
+                self._verdict(Reason.CLOSED if self._side is Side.CLIENT else Reason.PEER_CLOSED, f"{how} {when}")
+            )
+        if not self._gone.done():
+            self._gone.set_result(None)
+
+    # ── the steps ────────────────────────────────────────────────────────────────────────────────────────────────────
+
+    def _advance(self) -> None:
+        try:
+            self._ssl.do_handshake()
+        except SSL.WantReadError:
+            self._flush()
+        except NoCommonProtocol:
+            self._flush()
+            self._settle(self._verdict(Reason.ALPN, "the client offered other protocols"))
+        except SSL.Error as error:
+            self._flush()
+            self._settle(self._failed(error))
+        else:
+            self._flush()
+            self._shaken()
+
+    def _shaken(self) -> None:
+        if self._ssl.get_alpn_proto_negotiated() != context.ALPN:
+            self._settle(self._verdict(Reason.ALPN, "no protocol was agreed"))
+            return
+        if self._identity is None:  # cannot happen while verification is on; absent means denied
+            self._settle(self._verdict(Reason.OTHER, "no certificate was judged"))
+            return
+        self._peer = Peer(
+            connection=self._connection,
+            address=self._address,
+            identity=self._identity,
+            serial=self._serial,
+            not_after=self._not_after,
+            tls_version=self._ssl.get_protocol_version_name(),
+            cipher=self._ssl.get_cipher_name() or "",
+            group=self._ssl.get_group_name() or "",
+            opened_at=datetime.now(UTC),
+        )
+        if self._side is Side.SERVER:
+            self._prove()
+        else:
+            self._loop.call_later(SILENCE_S, self._prove)
+            self._listen()  # the server's first words may have come with its last handshake bytes
+
+    def _listen(self) -> None:
+        try:
+            self._early += self._ssl.recv(1 << 14)
+        except SSL.WantReadError:
+            return
+        except SSL.ZeroReturnError:
+            self._leave("it closed")
+        except SSL.Error as error:
+            self._flush()
+            self._settle(self._failed(error))
+        else:
+            self._prove()
+
+    def _prove(self) -> None:
+        if not self._done.done():
+            assert self._transport is not None
+            assert self._peer is not None
+            self._transport.pause_reading()  # what comes now belongs to the relay
+            self._settle(self._peer)
+
+    def _failed(self, error: SSL.Error) -> Verdict:
+        word = context.words_of(error)
+        if self._objection is not None and word == "certificate verify failed":
+            return self._verdict(*self._objection)
+        reason = from_error(self._side, word, self._first)
+        if self._side is Side.SERVER and not self._transport_closing():
+            assert self._transport is not None
+            if reason is Reason.HTTP_CLIENT:
+                self._transport.write(_HTTP_ANSWER)
+            elif reason is Reason.PLAINTEXT_CLIENT:
+                self._transport.write(
+                    _TLS_ALERT_PROTOCOL_VERSION
+                )  # OpenSSL itself says nothing to those who are not TLS
+        alert = alert_in(word)
+        return self._verdict(reason, f"alert: {alert}" if alert else word)
+
+    def _verdict(self, reason: Reason, detail: str = "") -> Verdict:
+        return Verdict(
+            side=self._side,
+            reason=reason,
+            address=self._address,
+            detail=detail,
+            subject=self._subject,
+            serial=self._serial,
+        )
+
+    def _settle(self, outcome: Peer | Verdict) -> None:
+        if not self._done.done():
+            self._done.set_result(outcome)
+
+    def _flush(self) -> None:
+        try:
+            data = self._ssl.bio_read(_FLUSH_BYTES)
+        except SSL.WantReadError:
+            return
+        if not self._transport_closing():
+            assert self._transport is not None
+            self._transport.write(data)
+
+    def _transport_closing(self) -> bool:
+        return self._transport is None or self._transport.is_closing()
+
+
+async def say_last_word(transport: asyncio.Transport, gone: asyncio.Future[None]) -> None:
+    """Half-close so that what was written arrives, wait up to `LINGER_S` for the other end's close, then close."""
+    try:
+        if not transport.is_closing():
+            transport.resume_reading()
+            if transport.can_write_eof():
+                transport.write_eof()
+            async with asyncio.timeout(LINGER_S):
+                await gone
+    except (TimeoutError, OSError):
+        pass  # the other end stays, or is gone: both end in the close below
+    finally:
+        transport.abort()

@@ -1,0 +1,314 @@
+"""The accept loop: mutual TLS, or plaintext where it was chosen by name; each admitted link gets one private socket.
+
+Limits stand before TLS, because a handshake costs a millisecond of processor time. Every accepted connection is one
+task from accept to close; whatever it raises ends that connection alone.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import errno
+import logging
+import resource
+import socket
+from collections import Counter
+from collections.abc import AsyncIterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Final
+
+from secure_dagu.errors import ConfigError
+from secure_dagu.link import private
+from secure_dagu.link.context import ServerPolicy, UnsafePlaintext
+from secure_dagu.link.handshake import Handshake
+from secure_dagu.link.plaintext import Opening
+from secure_dagu.link.register import Register
+from secure_dagu.link.relay import End, Relay, TlsEnd, new_buffer
+from secure_dagu.security.peer import Peer
+from secure_dagu.security.verdict import Reason, Side, Verdict
+
+log = logging.getLogger(__name__)
+
+ACCEPT_ROUND: Final = 64
+"""Connections accepted before running ones get their turn."""
+EMFILE_PAUSE_S: Final = 0.1
+BACKEND_LIMIT_S: Final = 5.0
+"""How long the gRPC server may take to accept a private connection."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Limits:
+    """What strangers may make us hold."""
+
+    connections: int = 10_000
+    per_address: int = 2_000
+    """A NAT gateway or a TCP forwarder brings many workers from one address."""
+    handshakes: int = 500
+    """In progress at the same time; the rest is closed at once and comes back."""
+
+
+class Listener:
+    """One listening edge. `policy` may be assigned: new connections use the new one, running ones go on."""
+
+    def __init__(
+        self,
+        *,
+        policy: ServerPolicy | UnsafePlaintext,
+        backend: str,
+        directory: Path,
+        register: Register,
+        limits: Limits,
+        group: asyncio.TaskGroup,
+    ) -> None:
+        self.policy = policy
+        self.register = register
+        self.addresses: list[tuple[str, int]] = []
+        """Where it listens, with the real port when 0 was asked for."""
+        self.connections = 0
+        """Accepted and not yet closed, refused ones that still linger included."""
+        self.handshakes = 0
+        """In progress."""
+        self._backend, self._directory, self._limits, self._group = backend, directory, limits, group
+        self._by_address: Counter[str] = Counter()
+        self._buffer = new_buffer()
+        self._loop = asyncio.get_running_loop()
+        self._accepting: list[asyncio.Task[None]] = []
+        self._serving: set[asyncio.Task[None]] = set()
+
+    def stop(self) -> None:
+        """Close the port and cut every link."""
+        self.stop_accepting()
+        for task in self._serving:
+            task.cancel()
+
+    def stop_accepting(self) -> None:
+        """Close the port; live links go on."""
+        for task in self._accepting:
+            task.cancel()
+
+    def start(self, sockets: Sequence[socket.socket]) -> None:
+        """Accept from these listening sockets."""
+        for listening in sockets:
+            host, port = listening.getsockname()[:2]
+            self.addresses.append((host, port))
+            task = self._group.create_task(self._accept(listening), name=f"accept {host}:{port}")
+            self._accepting.append(task)
+
+    async def _accept(self, listening: socket.socket) -> None:
+        with listening:
+            taken = 0
+            while True:
+                try:
+                    sock, address = await self._loop.sock_accept(listening)
+                except OSError as error:
+                    if error.errno in (errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM):
+                        await asyncio.sleep(EMFILE_PAUSE_S)  # descriptors come back when connections close
+                    continue  # any other error belongs to the one connection that was about to be accepted
+                self._admit(sock, address)
+                taken += 1
+                if taken % ACCEPT_ROUND == 0:
+                    await asyncio.sleep(0)
+
+    def _admit(self, sock: socket.socket, address: tuple[str, int]) -> None:
+        host, port = address[0], address[1]
+        remote = f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
+        limits, full = self._limits, ""
+        if self.connections >= limits.connections:
+            full = f"{limits.connections} connections"
+        elif self._by_address[host] >= limits.per_address:
+            full = f"{limits.per_address} connections from {host}"
+        elif self.handshakes >= limits.handshakes:
+            full = f"{limits.handshakes} handshakes in progress"
+        if full:
+            sock.close()
+            self.register.refuse(
+                Verdict(side=Side.SERVER, reason=Reason.OVER_LIMIT, address=remote, detail=f"limit: {full}")
+            )
+            return
+        self.connections += 1
+        self._by_address[host] += 1
+        task = self._group.create_task(self._serve(sock, host, remote), name="link")
+        self._serving.add(task)
+        task.add_done_callback(self._serving.discard)
+
+    async def _serve(self, sock: socket.socket, host: str, remote: str) -> None:
+        try:
+            await self._link(sock, remote)
+        except OSError as error:
+            self._refuse(remote, Reason.PEER_CLOSED, error.strerror or type(error).__name__)
+        except Exception as error:  # a bug of ours must cost one connection, not the port: strangers could trigger it
+            log.exception("link.failed")
+            self._refuse(remote, Reason.OTHER, f"internal: {type(error).__name__}")
+        finally:
+            self.connections -= 1
+            self._by_address[host] -= 1
+            if not self._by_address[host]:
+                del self._by_address[host]
+
+    async def _link(self, sock: socket.socket, remote: str) -> None:
+        name = private.name_in(self._directory)
+        opening = self._opening(connection=f"unix:{name}", address=remote)
+        self.handshakes += 1
+        try:
+            try:
+                sock.setblocking(False)
+                sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+                sock.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
+                await self._loop.connect_accepted_socket(lambda: opening, sock)
+            except BaseException:
+                sock.close()
+                raise
+            outcome = await opening.finish()
+        except BaseException:
+            opening.abort()
+            raise
+        finally:
+            self.handshakes -= 1
+        if isinstance(outcome, Verdict):
+            self.register.refuse(outcome)
+            await opening.refuse()
+            return
+        if isinstance(opening, Handshake):
+            transport, ssl, early = opening.take()
+            link: End = TlsEnd(self._buffer, ssl, early)
+        else:
+            transport, early = opening.take()
+            link = End(self._buffer, early)
+        link.take_over(transport)
+        await self._relay(link, outcome, name)
+
+    def _opening(self, *, connection: str, address: str) -> Handshake | Opening:
+        policy = self.policy
+        if isinstance(policy, UnsafePlaintext):
+            return Opening(connection=connection, address=address, buffer=self._buffer)
+        return Handshake(policy, connection=connection, address=address, host=None, buffer=self._buffer)
+
+    async def _relay(self, link: End, peer: Peer, name: str) -> None:
+        back = End(self._buffer)
+        relay = Relay(link, back)
+        try:
+            try:
+                await self._to_backend(back, peer, name, relay)
+            except (OSError, TimeoutError) as error:
+                self._refuse(peer.address, Reason.BACKEND, type(error).__name__)
+                return
+            await relay.run()
+        finally:
+            relay.abort()
+            self.register.leave(peer)
+
+    async def _to_backend(self, back: End, peer: Peer, name: str, relay: Relay) -> None:
+        """Connect to the gRPC server under `name`, which is how it reports the peer of every call."""
+        sock = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+        try:
+            sock.bind(name)
+            try:
+                self.register.enter(peer, relay.cut)  # before connect: the first call may arrive at once
+                sock.setblocking(False)
+                async with asyncio.timeout(BACKEND_LIMIT_S):
+                    await _connect_unix(sock, self._backend)
+            finally:
+                Path(name).unlink(missing_ok=True)  # noqa: ASYNC240 - one unlink in our own folder
+            await self._loop.create_unix_connection(lambda: back, sock=sock)
+        except BaseException:
+            sock.close()
+            raise
+
+    def _refuse(self, remote: str, reason: Reason, detail: str) -> None:
+        self.register.refuse(Verdict(side=Side.SERVER, reason=reason, address=remote, detail=detail))
+
+
+async def _connect_unix(sock: socket.socket, path: str) -> None:
+    while True:
+        try:
+            sock.connect(path)
+        except BlockingIOError:
+            await asyncio.sleep(0.01)  # the backlog is full; a unix socket then says so instead of waiting
+        else:
+            return
+
+
+@contextlib.asynccontextmanager
+async def listen(
+    *,
+    bind: Sequence[tuple[str, int]],
+    policy: ServerPolicy | UnsafePlaintext,
+    backend: str,
+    directory: Path,
+    register: Register,
+    limits: Limits | None = None,
+) -> AsyncIterator[Listener]:
+    """Listen on every `(host, port)` of `bind` and relay admitted links to the unix socket `backend`.
+
+    `directory` is a 0700 folder (`private.folder`) for the names of private connections. On exit the port closes and
+    all links are cut; stop the gRPC server before, so that calls have ended.
+
+    Raises:
+        ConfigError: an address cannot be bound (in use by another process, no such address, not allowed).
+    """
+    private.check(directory)
+    _raise_descriptor_limit()
+    sockets = _bind(bind)
+    async with asyncio.TaskGroup() as group:
+        listener = Listener(
+            policy=policy,
+            backend=backend,
+            directory=directory,
+            register=register,
+            limits=limits or Limits(),
+            group=group,
+        )
+        listener.start(sockets)
+        try:
+            yield listener
+        finally:
+            listener.stop()
+
+
+def _bind(addresses: Sequence[tuple[str, int]]) -> list[socket.socket]:
+    sockets: list[socket.socket] = []
+    try:
+        for host, port in addresses:
+            sockets.append(_bind_one(host, port))
+    except BaseException:
+        for opened in sockets:
+            opened.close()
+        raise
+    return sockets
+
+
+def _bind_one(host: str, port: int) -> socket.socket:
+    where = f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
+    try:
+        found = socket.getaddrinfo(host or None, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)
+        family, kind, proto, _, address = found[0]
+        listening = socket.socket(family, kind, proto)
+    except OSError as error:
+        raise ConfigError(f"cannot listen on {where}", why=str(error), fix="correct the bind address") from error
+    try:
+        # SO_REUSEADDR only lets us come back after a restart. SO_REUSEPORT would let a second coordinator share
+        # the port without a word: it stays off.
+        listening.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        if family == socket.AF_INET6:
+            listening.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 0 if host == "::" else 1)
+        listening.bind(address)
+        listening.listen(1024)
+        listening.setblocking(False)
+    except OSError as error:
+        listening.close()
+        fix = {
+            errno.EADDRINUSE: f"another process listens on port {port}; stop it (`ss -ltnp`) or choose another port",
+            errno.EACCES: "ports below 1024 need a privilege; choose a higher one",
+            errno.EADDRNOTAVAIL: "this host does not have that address; bind to one that it has",
+        }.get(error.errno or 0, "correct the bind address")
+        raise ConfigError(f"cannot listen on {where}", why=error.strerror or str(error), fix=fix) from error
+    return listening
+
+
+def _raise_descriptor_limit() -> None:
+    # Three descriptors a connection: the soft limit of 1,024 would end at 340 workers.
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    if soft != hard:
+        with contextlib.suppress(ValueError, OSError):
+            resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
