@@ -40,7 +40,14 @@ class HealthPort:
 
 @asynccontextmanager
 async def serve(
-    *, host: str, port: int, key: str, facts: Facts, exposition: Exposition | None, token: str = ""
+    *,
+    host: str,
+    port: int,
+    key: str,
+    facts: Facts,
+    exposition: Exposition | None,
+    token: str = "",
+    timeout_s: float = TIMEOUT_S,
 ) -> AsyncIterator[HealthPort]:
     """Serve until left.
 
@@ -53,7 +60,7 @@ async def serve(
     Raises:
         ConfigError: the port cannot be had.
     """
-    site = _Site(facts=facts, exposition=exposition, token=token.encode())
+    site = _Site(facts=facts, exposition=exposition, token=token.encode(), timeout_s=timeout_s)
     loop = asyncio.get_running_loop()
     try:
         server = await loop.create_server(lambda: _Connection(site), host, port, backlog=MAX_CONNECTIONS)
@@ -75,8 +82,9 @@ async def serve(
 class _Site:
     """What all connections share."""
 
-    def __init__(self, *, facts: Facts, exposition: Exposition | None, token: bytes) -> None:
+    def __init__(self, *, facts: Facts, exposition: Exposition | None, token: bytes, timeout_s: float) -> None:
         self.connections: set[_Connection] = set()
+        self.timeout_s = timeout_s
         self._facts = facts
         self._exposition = exposition
         self._token = token
@@ -205,4 +213,4 @@ class _Connection(asyncio.Protocol):
     def _restart_timer(self) -> None:
         if self._timer is not None:
             self._timer.cancel()
-        self._timer = asyncio.get_running_loop().call_later(TIMEOUT_S, self.abort)
+        self._timer = asyncio.get_running_loop().call_later(self._site.timeout_s, self.abort)

@@ -109,7 +109,7 @@ def _trace(error: Any) -> str:
 
 def _as_json(_logger: object, _method: str, event: Event) -> str:
     # ASCII only: every control character, line separator and direction mark leaves as an escape.
-    return json.dumps(event, separators=(",", ":"), default=str) + "\n"
+    return json.dumps(event, separators=(",", ":"), default=str)
 
 
 class _Text:
@@ -127,7 +127,7 @@ class _Text:
         line = f"{when[:23]}Z {level:<7} {name}{' ' + fields if fields else ''}"
         if self._colour and (colour := self._COLOURS.get(level)):
             line = f"{colour}{line}\x1b[0m"
-        return line + "\n" + "".join(f"    {escape(row)}\n" for row in trace.splitlines())
+        return "\n".join((line, *(f"    {escape(row)}" for row in trace.splitlines())))
 
 
 def escape(text: str) -> str:

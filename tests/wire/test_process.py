@@ -1,0 +1,25 @@
+"""The settings that gRPC reads once are made before it is imported, or somebody hears of it."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+
+
+def run(code: str) -> subprocess.CompletedProcess[str]:
+    return subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+
+
+def test_fork_support_is_off_and_the_core_is_quiet_before_grpc_comes() -> None:
+    done = run(
+        "import sys\nfrom secure_dagu.wire import process\nassert 'grpc' not in sys.modules\nprocess.prepare()\n"
+        "import os, grpc.aio\nprint(os.environ['GRPC_ENABLE_FORK_SUPPORT'], os.environ['GRPC_VERBOSITY'])"
+    )
+    assert (done.stdout, done.stderr) == ("0 NONE\n", "")
+
+
+def test_preparing_too_late_is_an_error() -> None:
+    assert (
+        "before its process settings"
+        in run("import grpc\nfrom secure_dagu.wire import process\nprocess.prepare()").stderr
+    )
