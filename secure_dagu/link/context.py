@@ -23,6 +23,8 @@ from secure_dagu.link.material import CertificateFacts
 from secure_dagu.security.identity import Identity
 
 ALPN: Final = b"h2"
+_PARTIAL_WRITE: Final = 1
+"""SSL_MODE_ENABLE_PARTIAL_WRITE, which pyOpenSSL sets: each write would end after one record of 16 KiB."""
 
 
 class MinimumTls(Enum):
@@ -133,6 +135,7 @@ def _context(found: material.Material, minimum: MinimumTls) -> SSL.Context:
     # A resumed session is not verified again, so a revoked certificate would come back in (threat facts): no sessions.
     context.set_session_cache_mode(SSL.SESS_CACHE_OFF)
     context.set_options(SSL.OP_NO_TICKET | SSL.OP_NO_RENEGOTIATION | SSL.OP_NO_COMPRESSION)
+    context.clear_mode(_PARTIAL_WRITE)
     context.set_mode(SSL.MODE_RELEASE_BUFFERS)  # an idle connection gives its 34 kB of record buffers back
     try:
         context.use_certificate(found.leaf)

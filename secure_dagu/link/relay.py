@@ -232,9 +232,12 @@ class TlsEnd(End):
         if self._finished or self.lost or self._transport is None:
             return
         ssl = self._ssl
+        size = len(view)
         try:
-            ssl.send(view)
-            self._transport.write(ssl.bio_read(len(view) + _OVERHEAD))
+            sent = ssl.send(view)
+            while sent < size:  # never with `context`'s modes, where one call takes all; a lost byte would be silent
+                sent += ssl.send(view[sent:])
+            self._transport.write(ssl.bio_read(size + _OVERHEAD))
         except SSL.Error as error:
             self._break(error)
 
