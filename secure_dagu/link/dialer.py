@@ -10,6 +10,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import errno
+import functools
 import logging
 import socket
 from collections import Counter
@@ -105,6 +106,7 @@ class Dialer:
         doomed = [self._accepting, *self._links]
         for task in doomed:
             task.cancel()
+        self._listening.close()
         Path(self._path).unlink(missing_ok=True)  # noqa: ASYNC240 - one unlink in our own folder
         await asyncio.wait(doomed)
 
@@ -124,10 +126,10 @@ class Dialer:
     # ── the private socket ───────────────────────────────────────────────────────────────────────────────────────────
 
     async def _accept(self) -> None:
-        with self._listening as listening:
+        with self._listening:
             while True:
                 try:
-                    sock, _ = await self._loop.sock_accept(listening)
+                    sock, _ = await self._loop.sock_accept(self._listening)
                 except OSError:
                     await asyncio.sleep(0.1)  # out of descriptors: gRPC waits in the backlog meanwhile
                     continue
@@ -137,7 +139,7 @@ class Dialer:
                     continue
                 task = self._group.create_task(self._carry(sock), name=f"link to {self.address}")
                 self._links.add(task)
-                task.add_done_callback(self._links.discard)
+                task.add_done_callback(functools.partial(self._carried, sock))
 
     async def _carry(self, sock: socket.socket) -> None:
         try:
@@ -153,6 +155,10 @@ class Dialer:
             self._note(self._verdict(Reason.OTHER, f"internal: {type(error).__name__}"))
         finally:
             sock.close()
+
+    def _carried(self, sock: socket.socket, task: asyncio.Task[None]) -> None:
+        self._links.discard(task)
+        sock.close()  # a task that was cancelled before its first step has closed nothing
 
     # ── the dial ─────────────────────────────────────────────────────────────────────────────────────────────────────
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import errno
+import functools
 import logging
 import resource
 import socket
@@ -93,22 +94,22 @@ class Listener:
             host, port = listening.getsockname()[:2]
             self.addresses.append((host, port))
             task = self._group.create_task(self._accept(listening), name=f"accept {host}:{port}")
+            task.add_done_callback(functools.partial(_close, listening))
             self._accepting.append(task)
 
     async def _accept(self, listening: socket.socket) -> None:
-        with listening:
-            taken = 0
-            while True:
-                try:
-                    sock, address = await self._loop.sock_accept(listening)
-                except OSError as error:
-                    if error.errno in (errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM):
-                        await asyncio.sleep(EMFILE_PAUSE_S)  # descriptors come back when connections close
-                    continue  # any other error belongs to the one connection that was about to be accepted
-                self._admit(sock, address)
-                taken += 1
-                if taken % ACCEPT_ROUND == 0:
-                    await asyncio.sleep(0)
+        taken = 0
+        while True:
+            try:
+                sock, address = await self._loop.sock_accept(listening)
+            except OSError as error:
+                if error.errno in (errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM):
+                    await asyncio.sleep(EMFILE_PAUSE_S)  # descriptors come back when connections close
+                continue  # any other error belongs to the one connection that was about to be accepted
+            self._admit(sock, address)
+            taken += 1
+            if taken % ACCEPT_ROUND == 0:
+                await asyncio.sleep(0)
 
     def _admit(self, sock: socket.socket, address: tuple[str, int]) -> None:
         host, port = address[0], address[1]
@@ -130,7 +131,7 @@ class Listener:
         self._by_address[host] += 1
         task = self._group.create_task(self._serve(sock, host, remote), name="link")
         self._serving.add(task)
-        task.add_done_callback(self._serving.discard)
+        task.add_done_callback(functools.partial(self._served, sock, host))
 
     async def _serve(self, sock: socket.socket, host: str, remote: str) -> None:
         try:
@@ -140,11 +141,15 @@ class Listener:
         except Exception as error:  # a bug of ours must cost one connection, not the port: strangers could trigger it
             log.exception("link.failed")
             self._refuse(remote, Reason.OTHER, f"internal: {type(error).__name__}")
-        finally:
-            self.connections -= 1
-            self._by_address[host] -= 1
-            if not self._by_address[host]:
-                del self._by_address[host]
+
+    def _served(self, sock: socket.socket, host: str, task: asyncio.Task[None]) -> None:
+        # In a callback, not in the task's `finally`: a task that is cancelled before its first step runs none of it.
+        self._serving.discard(task)
+        sock.close()
+        self.connections -= 1
+        self._by_address[host] -= 1
+        if not self._by_address[host]:
+            del self._by_address[host]
 
     async def _link(self, sock: socket.socket, remote: str) -> None:
         name = private.name_in(self._directory)
@@ -217,6 +222,10 @@ class Listener:
 
     def _refuse(self, remote: str, reason: Reason, detail: str) -> None:
         self.register.refuse(Verdict(side=Side.SERVER, reason=reason, address=remote, detail=detail))
+
+
+def _close(listening: socket.socket, task: asyncio.Task[None]) -> None:
+    listening.close()
 
 
 async def _connect_unix(sock: socket.socket, path: str) -> None:

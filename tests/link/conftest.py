@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 from collections.abc import AsyncIterator, Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
@@ -54,7 +54,6 @@ class Edge:
     folder: Path
     events: list[LinkEvent]
     changed: asyncio.Event
-    _stack: list[object] = field(default_factory=list)
 
     @property
     def port(self) -> int:
@@ -73,7 +72,7 @@ class Edge:
     async def idle(self) -> None:
         """Wait until no connection is left."""
         async with asyncio.timeout(10):
-            while self.listener.connections:
+            while self.listener.connections:  # noqa: ASYNC110 - a number without an event of its own
                 await asyncio.sleep(0.005)
 
 
