@@ -40,8 +40,6 @@ class KnownAttempt:
     archive: str
     labels: tuple[str, ...]
     revision: int
-    is_renewed: bool = False
-    """True once this task has reported it; False for what an earlier task of the tree left."""
     warned: set[str] = field(default_factory=set)
 
 

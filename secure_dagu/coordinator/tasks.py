@@ -15,10 +15,11 @@ from datetime import UTC, datetime, timedelta
 import structlog
 
 from secure_dagu.coordinator import bodies, documents, intake
+from secure_dagu.coordinator.attempts import as_known
 from secure_dagu.coordinator.bodies import SecretGrant
 from secure_dagu.coordinator.endings import Endings
 from secure_dagu.coordinator.finisher import Finisher
-from secure_dagu.coordinator.ledger import Entry, KnownAttempt, Ledger, Presences, is_limited
+from secure_dagu.coordinator.ledger import Entry, Ledger, Presences, is_limited
 from secure_dagu.dag.model import Definition
 from secure_dagu.dispatch import machine
 from secure_dagu.dispatch.api import CLAIM_FOR, LEASE_FOR, Clock, as_worker
@@ -564,12 +565,8 @@ def _new_row(task: Task, labels: tuple[str, ...], now: datetime) -> AttemptRow:
 
 
 def _entry(task: Task, row: AttemptRow, *, state: TaskState, place: int, at: datetime) -> Entry:
-    known = KnownAttempt(
-        key=row.key, attempt_id=row.attempt_id, run=row.run, claim_key=row.claim_key, status=row.status,
-        worker=row.worker, archive=row.archive, labels=row.labels, revision=row.revision,
-    )  # fmt: skip
     return Entry(
         key=row.key, attempt_id=row.attempt_id, run=row.run, root=row.root, parent=row.parent, state=state, revision=1,
         place=place, enqueued_at=at, bundle=task.bundle, trigger_actor=task.trigger_actor,
-        definition_id=task.definition_id, attempts={row.key: known},
+        definition_id=task.definition_id, attempts={row.key: as_known(row)},
     )  # fmt: skip

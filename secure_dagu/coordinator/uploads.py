@@ -11,6 +11,7 @@ from collections.abc import AsyncIterator
 from dataclasses import dataclass
 
 from secure_dagu.coordinator import intake
+from secure_dagu.coordinator.attempts import known_attempt
 from secure_dagu.coordinator.followers import Changes
 from secure_dagu.coordinator.ledger import Entry, Ledger
 from secure_dagu.dispatch.api import Clock
@@ -160,7 +161,7 @@ class Uploads:
     async def artifacts(self, caller: Caller, identity: StreamIdentity, parts: AsyncIterator[ArtifactPart]) -> Uploaded:
         """Store artifact files (`RunReports.stream_artifacts`)."""
         entry, worker = await self._authorised(caller, identity)
-        known = entry.attempts.get(_key_of(identity))
+        known = await known_attempt(self._store, entry, _key_of(identity))
         if known is None or not known.archive:
             raise PreconditionFailed(
                 "failed to create artifact writer: no artifact directory in the run status yet",
@@ -174,18 +175,13 @@ class Uploads:
             async for part in parts:
                 chunks += 1
                 self._check(entry, worker)
-                if len(part.data) > MAX_PART:
-                    raise LimitExceeded(f"an artifact part is larger than {MAX_PART} bytes")
+                self._count_artifact(entry, part)
                 if open_file is None or part.path != open_path:
                     if open_file is not None:  # files come one after the other; what has no end is dropped
                         open_file.close()
                     files += 1
-                    if files > MAX_FILES_OF_RUN:
-                        raise LimitExceeded(f"a run may have {MAX_FILES_OF_RUN} artifact files")
+                    _check_files(files)
                     open_file, open_path = self._blobs.new_artifact(known.archive, part.path), part.path
-                entry.artifact_bytes += len(part.data)
-                if entry.artifact_bytes > self._limits.artifact_bytes:
-                    raise LimitExceeded(f"the artifacts of a run are limited to {self._limits.artifact_bytes} bytes")
                 open_file.write(part.data)
                 written += len(part.data)
                 if part.is_final:
@@ -201,6 +197,13 @@ class Uploads:
             if open_file is not None:
                 open_file.close()
         return Uploaded(chunks, written)
+
+    def _count_artifact(self, entry: Entry, part: ArtifactPart) -> None:
+        if len(part.data) > MAX_PART:
+            raise LimitExceeded(f"an artifact part is larger than {MAX_PART} bytes")
+        entry.artifact_bytes += len(part.data)
+        if entry.artifact_bytes > self._limits.artifact_bytes:
+            raise LimitExceeded(f"the artifacts of a run are limited to {self._limits.artifact_bytes} bytes")
 
     # -- who may ------------------------------------------------------------------------------------------------------
 
@@ -219,7 +222,7 @@ class Uploads:
         is_own = entry.run == identity.run and entry.attempt_id == identity.attempt_id and entry.key == derived
         if entry.root != identity.root or (identity.run == entry.run and not is_own):
             raise _superseded()
-        if not is_own and derived not in entry.attempts:
+        if not is_own and await known_attempt(self._store, entry, derived) is None:
             await self._check_new_child(identity)
         return entry, worker
 
@@ -235,6 +238,11 @@ class Uploads:
     def _check(self, entry: Entry, worker: WorkerId) -> None:
         if not entry.is_held_by(worker, self._clock.now()) or self._ledger.get(entry.key) is not entry:
             raise PreconditionFailed("stale attempt: lease no longer active", fix="stop the run")
+
+
+def _check_files(count: int) -> None:
+    if count > MAX_FILES_OF_RUN:
+        raise LimitExceeded(f"a run may have {MAX_FILES_OF_RUN} artifact files")
 
 
 def _finish_log(file: _OpenLog, part: LogPart) -> None:
