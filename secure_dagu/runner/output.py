@@ -1,0 +1,189 @@
+"""Where a step's output goes: its log file, what it publishes, and never a secret in either.
+
+The log file is the worker's spool: bytes once written never change, and whoever ships them is told how many there are.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import BinaryIO
+
+from secure_dagu.dag.model import DeclaredOutput
+from secure_dagu.errors import DefinitionError, LimitExceeded
+
+MASK = b"*******"
+
+
+class Masker:
+    """Replace secret values in a stream of pieces, across the borders between them."""
+
+    def __init__(self, secrets: Sequence[str]) -> None:
+        # Longest first, so that a secret which contains another is replaced whole.
+        values = sorted({value.encode() for value in secrets if value}, key=len, reverse=True)
+        self._pattern = re.compile(b"|".join(re.escape(value) for value in values)) if values else None
+        self._values = values
+        self._held = b""
+
+    def feed(self, data: bytes) -> bytes:
+        """Return what can be written now; a tail that may be the beginning of a secret is held back."""
+        if self._pattern is None:
+            return data
+        data = self._held + data
+        keep = self._tail(data)
+        self._held = data[len(data) - keep :] if keep else b""
+        return self._pattern.sub(MASK, data[: len(data) - keep])
+
+    def finish(self) -> bytes:
+        """Return what was held back; the stream has ended."""
+        held, self._held = self._held, b""
+        return self._pattern.sub(MASK, held) if self._pattern else held
+
+    def text(self, text: str) -> str:
+        """Return a whole text with secrets masked."""
+        return self._pattern.sub(MASK, text.encode()).decode(errors="replace") if self._pattern else text
+
+    def _tail(self, data: bytes) -> int:
+        """Return how many bytes at the end may be the beginning of a secret."""
+        longest = 0
+        for value in self._values:
+            for size in range(min(len(value) - 1, len(data)), longest, -1):
+                if data.endswith(value[:size]):
+                    longest = size
+                    break
+        if not longest:
+            return 0
+        # A whole secret that ends inside the tail must not be cut in two.
+        assert self._pattern is not None, "there are secrets"
+        start = len(data) - longest
+        for match in self._pattern.finditer(data):
+            if match.start() < start < match.end():
+                return len(data) - match.end()
+        return longest
+
+
+class LogFile:
+    """One step's stream on disk, masked, appended to by every attempt of the step."""
+
+    def __init__(self, path: Path, masker: Masker, told: Callable[[Path, int], None]) -> None:
+        self.path = path
+        self.size = path.stat().st_size if path.exists() else 0
+        self._masker = masker
+        self._told = told
+        self._file: BinaryIO | None = None
+
+    def write(self, data: bytes) -> None:
+        """Append; a stream that never gets a byte makes no file."""
+        self._put(self._masker.feed(data))
+
+    def close(self) -> None:
+        """Write what was held back and close the file."""
+        self._put(self._masker.finish())
+        if self._file is not None:
+            self._file.close()
+            self._file = None
+
+    def _put(self, data: bytes) -> None:
+        if not data:
+            return
+        if self._file is None:
+            self._file = self.path.open("ab", buffering=0)
+        self._file.write(data)
+        self.size += len(data)
+        self._told(self.path, self.size)
+
+
+@dataclass(slots=True)
+class Capture:
+    """The stdout of one execution in memory, as later steps read it: unmasked, bounded."""
+
+    limit_bytes: int
+    _data: bytearray = field(default_factory=bytearray)
+    is_over: bool = False
+
+    def write(self, data: bytes) -> None:
+        """Keep data up to the limit."""
+        if self.is_over:
+            return
+        if len(self._data) + len(data) > self.limit_bytes:
+            self.is_over = True
+            self._data.clear()
+            return
+        self._data += data
+
+    def text(self) -> str:
+        """Return the trimmed text.
+
+        Raises:
+            LimitExceeded: more than `max_output_size` was written.
+        """
+        if self.is_over:
+            raise LimitExceeded(
+                "the captured output is too large",
+                why=f"max_output_size is {self.limit_bytes} bytes",
+                fix="write large results to an artifact, or raise max_output_size",
+            )
+        return self._data.decode(errors="replace").strip()
+
+
+def read_output_file(text: str, declared: Sequence[DeclaredOutput]) -> dict[str, str]:
+    """Read what a step wrote to `DAGU_OUTPUT_FILE` (workflow language, section 3.6 d).
+
+    Raises:
+        DefinitionError: a malformed line, an undeclared, duplicate or missing name, a `json` value that is none.
+    """
+    known = {item.name: item for item in declared}
+    values: dict[str, str] = {}
+    lines = text.replace("\r\n", "\n").replace("\r", "\n").split("\n")
+    if lines and lines[-1] == "":
+        lines.pop()
+    at = 0
+    while at < len(lines):
+        line = lines[at]
+        at += 1
+        equals, heredoc = line.find("="), line.find("<<")
+        if equals >= 0 and (heredoc < 0 or equals < heredoc):
+            name, value = line[:equals], line[equals + 1 :]
+        elif heredoc > 0 and re.fullmatch(r"[A-Za-z_][A-Za-z0-9_]*", line[heredoc + 2 :]):
+            name, end = line[:heredoc], line[heredoc + 2 :]
+            try:
+                closing = lines.index(end, at)
+            except ValueError:
+                raise DefinitionError(f"the output {name!r} is not closed", why=f"no line {end!r} follows") from None
+            value = "\n".join(lines[at:closing])
+            at = closing + 1
+        else:
+            raise DefinitionError(
+                f"line {at} of the output file is malformed", why="expected name=value or name<<DELIMITER"
+            )
+        if name not in known:
+            raise DefinitionError(f"undeclared step output {name!r}", fix="declare it under `outputs`")
+        if name in values:
+            raise DefinitionError(f"the output {name!r} was written twice")
+        if known[name].type == "json":
+            try:
+                json.loads(value)
+            except ValueError as error:
+                raise DefinitionError(f"the output {name!r} is not JSON", why=str(error)) from None
+        values[name] = value
+    for name in known:
+        if name not in values:
+            raise DefinitionError(f"output {name!r} not emitted", fix="write it to $DAGU_OUTPUT_FILE")
+    return values
+
+
+def first_line_match(text: str, patterns: Sequence[str]) -> bool:
+    """Tell whether a line contains one of `patterns`; `re:` makes it a regular expression (section 3.8)."""
+    for line in text.splitlines():
+        for pattern in patterns:
+            if re.search(pattern[3:], line) if pattern.startswith("re:") else pattern in line:
+                return True
+    return False
+
+
+def output_variables(name: str, value: str) -> Mapping[str, str]:
+    """Return the `outputVariables` of a node: `{"NAME": "NAME=value"}` (protocol, section 4.3)."""
+    return {name: f"{name}={value}"}
