@@ -12,6 +12,7 @@ import secrets
 import signal
 import time
 from collections.abc import AsyncIterator, Callable, Iterator, Sequence
+from typing import TYPE_CHECKING
 
 import structlog
 
@@ -26,6 +27,9 @@ from secure_dagu.link.context import ClientPolicy, MinimumTls, ServerPolicy, Uns
 from secure_dagu.link.register import Happening, LinkEvent, Register
 from secure_dagu.telemetry import health, metrics
 from secure_dagu.wire import process
+
+if TYPE_CHECKING:
+    from secure_dagu.coordinator.service import Service
 
 log = structlog.get_logger()
 
@@ -58,7 +62,11 @@ async def run_coordinator(loaded: Loaded) -> None:
         ConfigError: something is missing or cannot be used; nothing was served.
     """
     process.prepare()
-    from secure_dagu import coordinator  # after `prepare`: it reaches gRPC only through us, but stays the heavy part
+    from secure_dagu.coordinator import service
+    from secure_dagu.dag.load import load_definition
+    from secure_dagu.store import sql
+    from secure_dagu.store.blobs import Blobs
+    from secure_dagu.store.definitions import DefinitionFolder
     from secure_dagu.wire import server
     from secure_dagu.wire.interceptors import Gate
 
@@ -73,27 +81,37 @@ async def run_coordinator(loaded: Loaded) -> None:
         stop = stack.enter_context(_signals())
         register = Register(_server_events)
         folder = stack.enter_context(private.folder())
-        service = await stack.enter_async_context(
-            coordinator.open_service(
+        paths = settings.paths
+        paths.data_dir.mkdir(mode=0o750, parents=True, exist_ok=True)
+        store = await stack.enter_async_context(
+            sql.open_store(
+                f"sqlite:///{paths.data_dir / 'coordinator.db'}",
+                write_failed=metrics.STORE_ERRORS.labels("runs", "write").inc,
+            )
+        )
+        running = await stack.enter_async_context(
+            service.running(
+                store=store,
+                blobs=Blobs(
+                    logs=paths.log_dir, artifacts=paths.artifact_dir, bundles=paths.data_dir / "workspace-bundles"
+                ),
+                dags=DefinitionFolder(paths.dags_dir),
+                load=load_definition,
                 owner=owner,
-                database=settings.paths.data_dir / "coordinator.db",
-                log_dir=settings.paths.log_dir,
-                artifact_dir=settings.paths.artifact_dir,
-                bundle_dir=settings.paths.data_dir / "workspace-bundles",
-                secrets_dir=settings.paths.secrets_dir,
-                dags_dir=settings.paths.dags_dir,
-                task_wait=own.task_wait,
+                options=service.Options(task_wait=own.task_wait, secrets_dir=paths.secrets_dir),
+                worker_gone=metrics.forget_worker,
             )
         )
         gate = Gate(peer_of=register.peer_of, recorder=metrics.RPC_SERVER, denied=_denied)
         backend = f"{folder}/grpc"
-        serving = await stack.enter_async_context(server.serve(socket_path=backend, desk=service, gate=gate))
+        serving = await stack.enter_async_context(
+            server.serve(socket_path=backend, desk=_Everything(running), gate=gate)
+        )
         edge = await stack.enter_async_context(
             listener.listen(
                 bind=[(own.host, own.port)], policy=policy, backend=backend, directory=folder, register=register
             )
         )
-        metrics.show_workers(service.known_workers)
         metrics.show_connections(register.counts)
         facts: Callable[[], dict[str, object]] = lambda: {  # noqa: E731 - two facts, read at each probe
             "status": "healthy",
@@ -112,6 +130,30 @@ async def run_coordinator(loaded: Loaded) -> None:
         log.info("coordinator.stopping")
         serving.drain()
         edge.stop_accepting()
+
+
+class _Everything:
+    """All verbs of a coordinator in one object, as the wire wants them (`dispatch.api.Coordinator`)."""
+
+    def __init__(self, of: Service) -> None:
+        desk, reports, bundles, state = of.desk, of.reports, of.bundles, of.state
+        self.dispatch, self.poll, self.withdraw, self.acknowledge = (
+            desk.dispatch, desk.poll, desk.withdraw, desk.acknowledge,
+        )  # fmt: skip
+        self.heartbeat, self.run_heartbeat, self.cancellations = (
+            desk.heartbeat, desk.run_heartbeat, desk.cancellations,
+        )  # fmt: skip
+        self.cancel, self.workers = desk.cancel, desk.workers
+        self.report_status, self.stream_logs, self.stream_artifacts = (
+            reports.report_status, reports.stream_logs, reports.stream_artifacts,
+        )  # fmt: skip
+        self.run_status, self.runs, self.follow = reports.run_status, reports.runs, reports.follow
+        self.read_log, self.artifacts, self.read_artifact = reports.read_log, reports.artifacts, reports.read_artifact
+        self.put, self.has, self.get = bundles.put, bundles.has, bundles.get
+        self.get_state, self.put_state, self.delete_state, self.list_state = (
+            state.get_state, state.put_state, state.delete_state, state.list_state,
+        )  # fmt: skip
+        self.dag_text, self.resolve_secret = state.dag_text, state.resolve_secret
 
 
 # ── a worker ─────────────────────────────────────────────────────────────────────────────────────────────────────────
