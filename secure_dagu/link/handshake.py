@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import asyncio
 from datetime import UTC, datetime
-from typing import Final
+from typing import Final, cast
 
 from OpenSSL import SSL, crypto
 
@@ -161,7 +161,7 @@ class Handshake(asyncio.BufferedProtocol):
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         """Start: a client speaks first."""
-        assert isinstance(transport, asyncio.Transport)
+        transport = cast(asyncio.Transport, transport)  # uvloop's are not of that class, only of that shape
         self._transport = transport
         if self._side is Side.CLIENT:
             self._advance()

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from datetime import UTC, datetime
-from typing import Final
+from typing import Final, cast
 
 from secure_dagu.link.handshake import say_last_word
 from secure_dagu.security.peer import Peer
@@ -59,7 +59,7 @@ class Opening(asyncio.BufferedProtocol):
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         """Meet the transport."""
-        assert isinstance(transport, asyncio.Transport)
+        transport = cast(asyncio.Transport, transport)  # uvloop's are not of that class, only of that shape
         self._transport = transport
         asyncio.get_running_loop().call_later(LOOK_S, self._stop_looking)
 

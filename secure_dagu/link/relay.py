@@ -11,7 +11,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 from collections.abc import Callable
-from typing import Final
+from typing import Final, cast
 
 from OpenSSL import SSL
 
@@ -119,7 +119,7 @@ class End(asyncio.BufferedProtocol):
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         """Meet the transport."""
-        assert isinstance(transport, asyncio.Transport)
+        transport = cast(asyncio.Transport, transport)  # uvloop's are not of that class, only of that shape
         transport.set_write_buffer_limits(high=HIGH)
         self._transport = transport
 

@@ -12,7 +12,7 @@ from collections.abc import AsyncIterator, Callable, Mapping
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from http import HTTPStatus
-from typing import Any
+from typing import Any, cast
 
 import h11
 
@@ -129,7 +129,7 @@ class _Connection(asyncio.Protocol):
         self._timer: asyncio.TimerHandle | None = None
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
-        assert isinstance(transport, asyncio.Transport), "a TCP server makes transports of this kind"
+        transport = cast(asyncio.Transport, transport)  # uvloop's are not of that class, only of that shape
         if len(self._site.connections) >= MAX_CONNECTIONS:
             transport.abort()
             return
