@@ -90,6 +90,17 @@ def wait_healthy(port: int, log: Path) -> None:
     raise SystemExit(f"not healthy after {DEADLINE_S:.0f} s; its log says:\n{log.read_text()}")
 
 
+def wait_for_line(log: Path, word: str) -> str:
+    """Return the newest line of a log that has `word`, as soon as there is one."""
+    until = time.monotonic() + DEADLINE_S
+    while time.monotonic() < until:
+        found = [line for line in log.read_text().splitlines() if word in line]
+        if found:
+            return found[-1]
+        time.sleep(0.05)
+    return "(nothing)"
+
+
 def knock_without_certificate(port: int, ca: Path) -> str:
     """Do what a stranger would: a correct handshake, but no certificate. Return what the coordinator answers."""
     context = ssl.create_default_context(cafile=str(ca))
@@ -167,8 +178,7 @@ def main() -> int:
 
         say("6. A stranger without a certificate knocks")
         print(f"the stranger reads:     {knock_without_certificate(port, here / 'pki' / 'ca.crt')}")
-        refusals = [line for line in log.read_text().splitlines() if "refused" in line]
-        print(f"the coordinator logged: {refusals[-1] if refusals else '(nothing)'}")
+        print(f"the coordinator logged: {wait_for_line(log, 'link.refused')}")
 
         say("7. Everything stops; workers drain first")
     took = time.monotonic() - began
