@@ -5,6 +5,7 @@ Nothing here evaluates anything of a definition (gap G2): it is parsed, and read
 
 from __future__ import annotations
 
+import asyncio
 import re
 from collections import OrderedDict
 from collections.abc import Iterable, Iterator
@@ -26,6 +27,8 @@ MAX_ID = 255
 MAX_PAIRS = 64
 MAX_SHORT = 4_096
 MAX_TEXT = 4 * 1024 * 1024
+INLINE_TEXT = 8 * 1024
+"""Up to here parsing takes a few milliseconds; more is done beside the loop, so that heartbeats go on."""
 MAX_CACHED = 64
 MAX_CACHED_TEXT = 16 * 1024 * 1024
 
@@ -54,7 +57,7 @@ class Definitions:
         self._cache: OrderedDict[bytes, Definition] = OrderedDict()
         self._cached_text = 0
 
-    def get(self, text: str, *, name: str, base_config: str) -> Definition:
+    async def get(self, text: str, *, name: str, base_config: str) -> Definition:
         """Return the parsed definition.
 
         Raises:
@@ -66,7 +69,10 @@ class Definitions:
             self._cache.move_to_end(key)
             return found
         try:
-            found = self._load(text, name=name, base_config=base_config)
+            if len(text) + len(base_config) < INLINE_TEXT:
+                found = self._load(text, name=name, base_config=base_config)
+            else:
+                found = await asyncio.to_thread(self._load, text, name=name, base_config=base_config)
         except SecureDaguError as error:
             raise DefinitionError(f"failed to prepare attempt: {error.what}", why=error.why, fix=error.fix) from error
         if found.main.type is DagType.BUILD:

@@ -138,7 +138,7 @@ class State:
         if body is None:
             return False
         task, _ = bodies.from_json(body)
-        definition = self._definitions.get(task.definition, name=task.run.name, base_config=task.base_config)
+        definition = await self._definitions.get(task.definition, name=task.run.name, base_config=task.base_config)
         seen: set[str] = set()
         names = set(intake.callees(definition))
         while names:
@@ -151,7 +151,7 @@ class State:
             text = self._folder.text(called)
             if text is not None:
                 try:
-                    names |= intake.callees(self._definitions.get(text, name=called, base_config=""))
+                    names |= intake.callees(await self._definitions.get(text, name=called, base_config=""))
                 except SecureDaguError:  # it does not load, so it calls nothing
                     continue
         return False

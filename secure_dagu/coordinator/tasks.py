@@ -194,7 +194,7 @@ class Desk:
             raise PreconditionFailed(
                 "failed to enqueue task: dispatch admission not found", why="this coordinator keeps no admissions"
             )
-        definition = self._definitions.get(task.definition, name=task.run.name, base_config=task.base_config)
+        definition = await self._definitions.get(task.definition, name=task.run.name, base_config=task.base_config)
         previous = intake.previous(task) if task.operation is Operation.RETRY else None
         while True:
             entry = self._ledger.of_run(run=task.run, root=task.root)
