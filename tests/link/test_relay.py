@@ -69,10 +69,10 @@ async def test_a_reader_that_stops_makes_the_writer_wait(edge: Edge, good_client
 
 async def test_cutting_a_peer_ends_its_links_only(edge: Edge, good_client: ClientPolicy, folder: Path) -> None:
     async with asyncio.timeout(20), open_dialer(good_client, "localhost", edge.port, folder) as dialer:
-        first, second = await through(dialer), await through(dialer)
-        await edge.until("opened", 2)
-        for reader, _ in (first, second):
-            assert await reader.readexactly(9) == SETTINGS
+        first = await through(dialer)
+        assert await first[0].readexactly(9) == SETTINGS
+        second = await through(dialer)
+        assert await second[0].readexactly(9) == SETTINGS
         oldest = next(edge.register.peers())
         assert edge.register.cut(lambda peer: peer is oldest) == 1
         assert await first[0].read() == b""
