@@ -13,8 +13,8 @@ from datetime import datetime
 from typing import Any
 
 from secure_dagu.dag.model import Step
-from secure_dagu.run.machine import HANDLER_NODES, NodeState, RunState
-from secure_dagu.run.model import StepStatus
+from secure_dagu.run.machine import HANDLER_NODES, NodeState, Phase, RunState
+from secure_dagu.run.model import RunStatus, StepStatus
 
 
 def encode(value: Any) -> str:
@@ -51,7 +51,9 @@ class Snapshots:
             self._nodes = [None] * len(self.steps)
             self._head_text = encode(dict(self.head))[1:-1]
         nodes = ",".join(self._node(position, node) for position, node in enumerate(state.nodes))
-        rest: dict[str, Any] = {"status": int(state.status), "pendingStepRetries": None, **(extra or {})}
+        # What the run amounts to is decided before its last handlers run, but a report that says so ends the lease.
+        status = state.status if state.phase is Phase.ENDED else RunStatus.RUNNING
+        rest: dict[str, Any] = {"status": int(status), "pendingStepRetries": None, **(extra or {})}
         if state.started_at:
             rest["startedAt"] = time_text(state.started_at)
         if state.finished_at:

@@ -37,12 +37,12 @@ def refused(done: subprocess.CompletedProcess[str], code: int, *fragments: str) 
 
 def test_nothing_listens_there(cluster: Cluster) -> None:
     port = free_port()
-    refused(ask(cluster, f"--coordinators=localhost:{port}"), 5, f"localhost:{port}", "refused")
+    refused(ask(cluster, f"--coordinators=localhost:{port}"), 5, f"localhost:{port}", "nothing listens")
 
 
 def test_a_worker_waits_for_a_coordinator_that_is_not_there_yet(cluster: Cluster) -> None:
     with cluster.unready_worker("w1") as worker:
-        worker.wait_for(r"refused")
+        worker.wait_for("nothing listens")
         with cluster.coordinator():
             worker.wait_for("coordinator.reached")
         worker.signal(signal.SIGTERM)
@@ -86,7 +86,7 @@ def test_a_name_that_does_not_resolve(cluster: Cluster) -> None:
 
 def test_tls_against_plaintext(cluster: Cluster) -> None:
     with cluster.coordinator("--peer.insecure=true"):
-        refused(ask(cluster, cluster.operator), 3, "plaintext", "peer.insecure")
+        refused(ask(cluster, cluster.operator), 3, "without TLS", "peer.insecure")
 
 
 def test_plaintext_against_tls(cluster: Cluster) -> None:
@@ -109,7 +109,7 @@ def test_a_coordinator_of_another_ca(cluster: Cluster) -> None:
     other.ok("pki", "init", "--advertise", "localhost")
     pki = other.home / "pki"
     with cluster.coordinator() as coordinator:
-        refused(ask(cluster, cluster.operator, *with_files_of(cluster, pki, "operator")), 3, "CA")
+        refused(ask(cluster, cluster.operator, *with_files_of(cluster, pki, "operator")), 4, "CA")
         coordinator.wait_for("peer_alert")
 
 
@@ -128,7 +128,7 @@ def test_a_client_of_another_ca(cluster: Cluster) -> None:
 
 def test_a_name_that_the_certificate_does_not_have_prints_those_it_has(cluster: Cluster) -> None:
     with cluster.coordinator("--coordinator.host=0.0.0.0"):
-        refused(ask(cluster, f"--coordinators=127.0.0.2:{cluster.port}"), 3, "127.0.0.2", "localhost", "127.0.0.1")
+        refused(ask(cluster, f"--coordinators=127.0.0.2:{cluster.port}"), 4, "127.0.0.2", "localhost", "127.0.0.1")
 
 
 def test_the_advertised_name_must_be_in_the_certificate(cluster: Cluster) -> None:
@@ -209,7 +209,7 @@ def test_an_http_reverse_proxy_in_front_is_named(cluster: Cluster, tmp_path: Pat
           fastcgi_temp_path {tmp_path}/f; uwsgi_temp_path {tmp_path}/u; scgi_temp_path {tmp_path}/s;
           server {{
             listen 127.0.0.1:{port} ssl http2;
-            ssl_certificate {pki}/coordinator.crt; ssl_certificate_key {pki}/coordinator.key;
+            ssl_protocols TLSv1.3; ssl_certificate {pki}/coordinator.crt; ssl_certificate_key {pki}/coordinator.key;
             location / {{ return 502; }}
           }}
         }}
