@@ -15,15 +15,16 @@ from hashlib import sha256
 from pathlib import Path
 from typing import Any, TypeVar
 
-from sqlalchemy import Connection, Engine, bindparam, create_engine, event, func, inspect, select
+from sqlalchemy import Engine, Table, bindparam, create_engine, event, func, inspect, select
 from sqlalchemy import delete as sql_delete
 from sqlalchemy import update as sql_update
-from sqlalchemy.exc import IntegrityError, SQLAlchemyError
+from sqlalchemy.exc import SQLAlchemyError
 
 from secure_dagu.dispatch.model import StateEntry, StateRef, StateSource
 from secure_dagu.errors import Conflict, IntegrityViolation, Unavailable
 from secure_dagu.run.model import AttemptId, AttemptKey, DagRunRef
 from secure_dagu.store.api import AttemptRow, BundleRow, NewAttempt, Report, TaskRow
+from secure_dagu.store.driver import Row, Session, Statement
 from secure_dagu.store.tables import SCHEMA, attempts, bundles, metadata, runs, state, tasks
 from secure_dagu.store.writer import Writer
 
@@ -38,66 +39,97 @@ _ATTEMPT = (
     attempts.c.finished_at, attempts.c.revision,
 )  # fmt: skip
 _LATEST = select(*_ATTEMPT).join(runs, runs.c.latest == attempts.c.key)
+_ATTEMPT_AND_RUN = select(*_ATTEMPT).join(runs, runs.c.id == attempts.c.run)
 _OF_ROOT = (runs.c.root_dag == bindparam("root_dag"), runs.c.root_run_id == bindparam("root_run_id"))
+_ROOTS = _LATEST.where(runs.c.is_root.is_(True)).order_by(runs.c.id.desc()).limit(bindparam("limit"))
+_BUNDLE_BYTES = Statement(select(func.coalesce(func.sum(bundles.c.size_bytes), 0)))
 
-_GET_ATTEMPT = (
-    select(*_ATTEMPT).join(runs, runs.c.id == attempts.c.run).where(attempts.c.key == bindparam("key"))
-)  # fmt: skip
-_GET_DOCUMENT = select(attempts.c.document).where(attempts.c.key == bindparam("key"))
-_GET_ROOT = _LATEST.where(*_OF_ROOT, runs.c.run_id == bindparam("root_run_id"), runs.c.dag == bindparam("root_dag"))
-_GET_CHILD = _LATEST.where(*_OF_ROOT, runs.c.run_id == bindparam("run_id"), runs.c.is_root.is_(False))
-_FIND = (
+
+def _insert(table: Table, *left_out: str) -> Any:
+    return table.insert().values({c.name: bindparam(c.name) for c in table.columns if c.name not in left_out})
+
+
+_GET_ATTEMPT = Statement(_ATTEMPT_AND_RUN.where(attempts.c.key == bindparam("key")))
+_GET_DOCUMENT = Statement(select(attempts.c.document).where(attempts.c.key == bindparam("key")))
+_GET_ROOT = Statement(
+    _LATEST.where(*_OF_ROOT, runs.c.run_id == bindparam("root_run_id"), runs.c.dag == bindparam("root_dag"))
+)
+_GET_CHILD = Statement(_LATEST.where(*_OF_ROOT, runs.c.run_id == bindparam("run_id"), runs.c.is_root.is_(False)))
+_FIND = Statement(
     _LATEST.where(runs.c.dag == bindparam("dag"), runs.c.run_id == bindparam("run_id"))
     .order_by(runs.c.is_root.desc(), runs.c.id.desc())
     .limit(1)
 )
-_HAS_ATTEMPT_ID = (
+_HAS_ATTEMPT_ID = Statement(
     select(attempts.c.key)
     .join(runs, runs.c.id == attempts.c.run)
     .where(*_OF_ROOT, attempts.c.attempt_id == bindparam("attempt_id"))
     .limit(1)
 )
-_UNDER = select(*_ATTEMPT).join(runs, runs.c.id == attempts.c.run).where(attempts.c.claim_key == bindparam("claim_key"))
-_ROOTS = _LATEST.where(runs.c.is_root.is_(True)).order_by(runs.c.id.desc()).limit(bindparam("limit"))
-_TASKS = (
+_UNDER = Statement(_ATTEMPT_AND_RUN.where(attempts.c.claim_key == bindparam("claim_key")))
+_TASKS = Statement(
     select(
-        tasks.c.place, tasks.c.enqueued_at, tasks.c.leased, tasks.c.worker.label("holder"), tasks.c.token,
-        tasks.c.cancelling, tasks.c.revision.label("task_revision"), *_ATTEMPT,
+        *_ATTEMPT, tasks.c.place, tasks.c.enqueued_at, tasks.c.leased, tasks.c.worker, tasks.c.token,
+        tasks.c.cancelling, tasks.c.revision,
     )
-    .join(attempts, attempts.c.key == tasks.c.key)
+    .join(tasks, tasks.c.key == attempts.c.key)
     .join(runs, runs.c.id == attempts.c.run)
     .order_by(tasks.c.place)
 )  # fmt: skip
-_GET_BODY = select(tasks.c.body).where(tasks.c.key == bindparam("key"))
+_GET_BODY = Statement(select(tasks.c.body).where(tasks.c.key == bindparam("key")))
 
-_FIND_RUN = select(runs.c.id, runs.c.latest).where(
-    *_OF_ROOT, runs.c.run_id == bindparam("run_id"), runs.c.dag == bindparam("dag")
-)
-_MOVE_RUN = sql_update(runs).where(runs.c.id == bindparam("id_"), runs.c.latest == bindparam("seen"))
-_LEASE = (
-    sql_update(tasks)
-    .where(tasks.c.key == bindparam("key_"), tasks.c.revision == bindparam("seen"))
-    .values(leased=True, worker=bindparam("worker"), token=bindparam("token"), revision=tasks.c.revision + 1)
-)
-_CANCEL = sql_update(tasks).where(tasks.c.key == bindparam("key_")).values(cancelling=True)
-_END_TASK = sql_delete(tasks).where(tasks.c.key == bindparam("key_"))
-_REPORT = (
-    sql_update(attempts)
-    .where(attempts.c.key == bindparam("key_"), attempts.c.revision == bindparam("seen"))
-    .values(
-        {
-            name: bindparam(name)
-            for name in ("document", "claim_key", "status", "worker", "archive", "error", "started_at", "finished_at")
-        }
-        | {"revision": attempts.c.revision + 1}
+_FIND_RUN = Statement(
+    select(runs.c.id, runs.c.latest).where(
+        *_OF_ROOT, runs.c.run_id == bindparam("run_id"), runs.c.dag == bindparam("dag")
     )
 )
+_ADD_RUN = Statement(_insert(runs, "id").returning(runs.c.id))
+_ADD_ATTEMPT = Statement(_insert(attempts))
+_ADD_TASK = Statement(_insert(tasks))
+_MOVE_RUN = Statement(
+    sql_update(runs)
+    .where(runs.c.id == bindparam("id_"), runs.c.latest == bindparam("seen"))
+    .values(latest=bindparam("latest_"))
+)
+_LEASE = Statement(
+    sql_update(tasks)
+    .where(tasks.c.key == bindparam("key_"), tasks.c.revision == bindparam("seen"))
+    .values(
+        leased=bindparam("leased_"), worker=bindparam("worker_"), token=bindparam("token_"),
+        revision=tasks.c.revision + 1,
+    )
+)  # fmt: skip
+_CANCEL = Statement(
+    sql_update(tasks).where(tasks.c.key == bindparam("key_")).values(cancelling=bindparam("cancelling_"))
+)
+_END_TASK = Statement(sql_delete(tasks).where(tasks.c.key == bindparam("key_")))
+_REPORTED = ("document", "claim_key", "status", "worker", "archive", "error", "started_at", "finished_at")
+_REPORT = Statement(
+    sql_update(attempts)
+    .where(attempts.c.key == bindparam("key_"), attempts.c.revision == bindparam("seen"))
+    .values({name: bindparam(f"{name}_") for name in _REPORTED} | {"revision": attempts.c.revision + 1})
+)
+
 _STATE_AT = (
     state.c.scope == bindparam("scope_"),
     state.c.namespace == bindparam("namespace_"),
     state.c.key == bindparam("key_"),
 )
-_GET_STATE = select(state).where(*_STATE_AT)
+_STATE_VALUES = ("value", "version", "hash", "updated_at_ns", "by_dag", "by_run_id", "by_attempt_id", "by_step")
+_STATE = (
+    state.c.scope, state.c.namespace, state.c.key, state.c.value, state.c.version, state.c.hash, state.c.created_at_ns,
+    state.c.updated_at_ns, state.c.by_dag, state.c.by_run_id, state.c.by_attempt_id, state.c.by_step,
+)  # fmt: skip
+_GET_STATE = Statement(select(*_STATE).where(*_STATE_AT))
+_ADD_STATE = Statement(_insert(state))
+_SET_STATE = Statement(
+    sql_update(state)
+    .where(*_STATE_AT, state.c.version == bindparam("seen"))
+    .values({name: bindparam(f"{name}_new") for name in _STATE_VALUES})
+)
+_DELETE_STATE = Statement(sql_delete(state).where(*_STATE_AT))
+_HAS_BUNDLE = Statement(select(bundles.c.digest).where(bundles.c.digest == bindparam("digest")))
+_ADD_BUNDLE = Statement(_insert(bundles))
 
 
 class SqlStore:
@@ -108,7 +140,7 @@ class SqlStore:
         self._engine = engine
         self._writer = writer
         # One connection for reads on the loop's thread, outside transactions: each read sees what is committed.
-        self._reader = engine.connect().execution_options(sqlite_begin="") if engine.dialect.name == "sqlite" else None
+        self._reader = Session(engine) if engine.dialect.name == "sqlite" else None
 
     def close_reader(self) -> None:
         """Give the read connection back."""
@@ -118,22 +150,14 @@ class SqlStore:
     # -- runs and tasks -----------------------------------------------------------------------------------------------
 
     async def tasks(self) -> Sequence[TaskRow]:
-        def read(connection: Connection) -> list[TaskRow]:
-            found = connection.execute(_TASKS).all()
-            return [
-                TaskRow(
-                    key=AttemptKey(row.key), place=row.place, enqueued_at=row.enqueued_at, leased=row.leased,
-                    worker=row.holder, token=row.token, cancelling=row.cancelling, revision=row.task_revision,
-                    attempt=_attempt(row),
-                    body="" if row.leased else connection.execute(_GET_BODY, {"key": row.key}).scalar_one(),
-                )
-                for row in found
-            ]  # fmt: skip
+        def read(session: Session) -> list[TaskRow]:
+            return [_task(session, row) for row in session.rows(_TASKS, {})]
 
         return await self._read(read)
 
     async def task_body(self, key: AttemptKey) -> str | None:
-        return await self._read(lambda c: c.execute(_GET_BODY, {"key": key}).scalar_one_or_none())
+        row = await self._read(lambda session: session.row(_GET_BODY, {"key": key}))
+        return None if row is None else str(row[0])
 
     async def latest(self, *, run: DagRunRef, root: DagRunRef) -> AttemptRow | None:
         values = {"root_dag": root.name, "root_run_id": root.run_id, "run_id": run.run_id}
@@ -145,16 +169,16 @@ class SqlStore:
     async def attempt(self, key: AttemptKey) -> AttemptRow | None:
         return await self._one(_GET_ATTEMPT, {"key": key})
 
-    async def document(self, key: AttemptKey) -> str:
-        found = await self._read(lambda c: c.execute(_GET_DOCUMENT, {"key": key}).scalar_one_or_none())
-        return found or ""
-
     async def attempts_under(self, claim_key: AttemptKey) -> Sequence[AttemptRow]:
-        return await self._read(lambda c: [_attempt(row) for row in c.execute(_UNDER, {"claim_key": claim_key}).all()])
+        return await self._many(_UNDER, {"claim_key": claim_key})
+
+    async def document(self, key: AttemptKey) -> str:
+        row = await self._read(lambda session: session.row(_GET_DOCUMENT, {"key": key}))
+        return "" if row is None else str(row[0])
 
     async def has_attempt_id(self, *, root: DagRunRef, attempt_id: AttemptId) -> bool:
         values = {"root_dag": root.name, "root_run_id": root.run_id, "attempt_id": attempt_id}
-        return await self._read(lambda c: c.execute(_HAS_ATTEMPT_ID, values).first() is not None)
+        return await self._read(lambda session: session.row(_HAS_ATTEMPT_ID, values)) is not None
 
     async def roots(self, *, name: str | None, run_id: str | None, limit: int) -> Sequence[AttemptRow]:
         query = _ROOTS
@@ -162,91 +186,75 @@ class SqlStore:
             query = query.where(runs.c.dag == name)
         if run_id is not None:
             query = query.where(runs.c.run_id == run_id)
-        return await self._read(lambda c: [_attempt(row) for row in c.execute(query, {"limit": limit}).all()])
+        return await self._many(Statement(query), {"limit": limit})
 
     async def add_attempt(self, new: NewAttempt) -> None:
         row = new.row
-        place = {
-            "root_dag": row.root.name,
-            "root_run_id": row.root.run_id,
-            "dag": row.run.name,
-            "run_id": row.run.run_id,
-        }
-        values = {
+        run = {"root_dag": row.root.name, "root_run_id": row.root.run_id, "dag": row.run.name, "run_id": row.run.run_id}
+        attempt = {
             "key": row.key, "attempt_id": row.attempt_id, "parent_dag": row.parent.name if row.parent else "",
             "parent_run_id": row.parent.run_id if row.parent else "", "claim_key": row.claim_key, "status": row.status,
             "worker": row.worker, "archive": row.archive, "labels": json.dumps(row.labels), "error": row.error,
             "created_at": row.created_at, "started_at": row.started_at, "finished_at": row.finished_at,
             "revision": row.revision, "document": new.document,
         }  # fmt: skip
+        task = {
+            "key": row.key, "place": new.place, "enqueued_at": row.created_at, "leased": False, "worker": "",
+            "token": "", "cancelling": False, "revision": 1, "body": new.body,
+        }  # fmt: skip
 
-        def write(connection: Connection) -> None:
-            found = connection.execute(_FIND_RUN, place).first()
-            if (found.latest if found else None) != new.supersedes:
-                raise Conflict(f"run {row.run} has moved on", fix="read it again")
+        def write(session: Session) -> None:
+            found = session.row(_FIND_RUN, run)
+            if (found[1] if found else None) != new.supersedes:
+                raise _moved(row.run)
             if found is None:
-                run_row = connection.execute(
-                    runs.insert(), place | {"is_root": row.run == row.root, "latest": row.key}
-                ).inserted_primary_key
-                assert run_row is not None
-                number = run_row[0]
+                added = session.row(_ADD_RUN, run | {"is_root": row.run == row.root, "latest": row.key})
+                assert added is not None, "an insert returns its row"
+                attempt["run"] = added[0]
             else:
-                number = found.id
-                moved = {"id_": number, "seen": new.supersedes, "latest": row.key}
-                if connection.execute(_MOVE_RUN, moved).rowcount != 1:
-                    raise Conflict(f"run {row.run} has moved on", fix="read it again")
-            connection.execute(attempts.insert(), values | {"run": number})
+                attempt["run"] = found[0]
+                if session.run(_MOVE_RUN, {"id_": found[0], "seen": new.supersedes, "latest_": row.key}) != 1:
+                    raise _moved(row.run)
+            session.run(_ADD_ATTEMPT, attempt)
             if new.body:
-                connection.execute(
-                    tasks.insert(),
-                    {
-                        "key": row.key, "place": new.place, "enqueued_at": row.created_at, "leased": False,
-                        "worker": "", "token": "", "cancelling": False, "revision": 1, "body": new.body,
-                    },
-                )  # fmt: skip
+                session.run(_ADD_TASK, task)
 
         try:
             await self._writer.write(write)
         except Unavailable as error:
-            if isinstance(error.__cause__, IntegrityError):  # two coordinators, one run: the row is the arbiter
-                raise Conflict(f"run {row.run} has moved on", fix="read it again") from error
+            if isinstance(error.__cause__, self._engine.dialect.loaded_dbapi.IntegrityError):
+                raise _moved(row.run) from error  # two coordinators, one run: the row is the arbiter
             raise
 
     async def lease(self, key: AttemptKey, *, revision: int, worker: str, token: str) -> None:
-        values = {"key_": key, "seen": revision, "worker": worker, "token": token}
+        values = {"key_": key, "seen": revision, "leased_": True, "worker_": worker, "token_": token}
 
-        def write(connection: Connection) -> None:
-            if connection.execute(_LEASE, values).rowcount != 1:
+        def write(session: Session) -> None:
+            if session.run(_LEASE, values) != 1:
                 raise Conflict("the task has moved on", fix="poll again")
 
         await self._writer.write(write)
 
     async def mark_cancelling(self, key: AttemptKey) -> None:
-        await self._writer.write(lambda c: c.execute(_CANCEL, {"key_": key}).rowcount)
+        await self._writer.write(lambda session: session.run(_CANCEL, {"key_": key, "cancelling_": True}))
 
     async def report(self, report: Report) -> None:
-        values = {
-            "key_": report.key, "seen": report.revision, "document": report.document, "status": report.status,
-            "claim_key": report.claim_key, "worker": report.worker, "archive": report.archive, "error": report.error,
-            "started_at": report.started_at, "finished_at": report.finished_at,
-        }  # fmt: skip
+        values = {f"{name}_": getattr(report, name) for name in _REPORTED}
+        values |= {"key_": report.key, "seen": report.revision}
 
-        def write(connection: Connection) -> None:
-            if connection.execute(_REPORT, values).rowcount != 1:
+        def write(session: Session) -> None:
+            if session.run(_REPORT, values) != 1:
                 raise Conflict("the attempt has moved on", fix="read it again")
             if report.ends_task:
-                connection.execute(_END_TASK, {"key_": report.key})
+                session.run(_END_TASK, {"key_": report.key})
 
         await self._writer.write(write)
 
     # -- shared state -------------------------------------------------------------------------------------------------
 
     async def state(self, ref: StateRef) -> StateEntry | None:
-        def read(connection: Connection) -> StateEntry | None:
-            row = connection.execute(_GET_STATE, _at(ref)).first()
-            return None if row is None else _state_entry(row)
-
-        return await self._read(read)
+        row = await self._read(lambda session: session.row(_GET_STATE, _at(ref)))
+        return None if row is None else _state_entry(row)
 
     async def put_state(
         self,
@@ -262,98 +270,111 @@ class SqlStore:
             "value": value, "hash": sha256(value).hexdigest(), "updated_at_ns": now_ns, "by_dag": by.dag_name,
             "by_run_id": by.run_id, "by_attempt_id": by.attempt_id, "by_step": by.step,
         }  # fmt: skip
+        address = {"scope": ref.scope, "namespace": ref.namespace, "key": ref.key}
 
-        def write(connection: Connection) -> StateEntry | None:
-            row = connection.execute(_GET_STATE, _at(ref)).first()
-            version = 0 if row is None else row.version
+        def write(session: Session) -> StateEntry | None:
+            row = session.row(_GET_STATE, _at(ref))
+            version = 0 if row is None else _state_entry(row).version
             if (create_only and row is not None) or (expected_version is not None and expected_version != version):
                 return None
+            values["version"] = version + 1
             if row is None:
-                address = {"scope": ref.scope, "namespace": ref.namespace, "key": ref.key}
-                connection.execute(state.insert(), address | values | {"version": 1, "created_at_ns": now_ns})
+                session.run(_ADD_STATE, address | values | {"created_at_ns": now_ns})
             else:
-                query = sql_update(state).where(*_STATE_AT, state.c.version == version)
-                if connection.execute(query.values(**values, version=version + 1), _at(ref)).rowcount != 1:
+                new = {f"{name}_new": values[name] for name in _STATE_VALUES}
+                if session.run(_SET_STATE, _at(ref) | new | {"seen": version}) != 1:
                     return None
-            return _state_entry(connection.execute(_GET_STATE, _at(ref)).one())
+            written = session.row(_GET_STATE, _at(ref))
+            assert written is not None, "it was written in this transaction"
+            return _state_entry(written)
 
         return await self._writer.write(write)
 
     async def delete_state(self, ref: StateRef) -> bool:
-        return await self._writer.write(
-            lambda c: c.execute(sql_delete(state).where(*_STATE_AT), _at(ref)).rowcount == 1
-        )
+        return await self._writer.write(lambda session: session.run(_DELETE_STATE, _at(ref))) == 1
 
     async def list_state(self, *, scope: str, namespace: str, prefix: str, limit: int) -> Sequence[StateEntry]:
         query = (
-            select(state)
+            select(*_STATE)
             .where(state.c.scope == scope, state.c.namespace == namespace)
             .where(func.substr(state.c.key, 1, len(prefix)) == prefix)
             .order_by(state.c.key)
         )
         if limit:
             query = query.limit(limit)
-        return await self._read(lambda c: [_state_entry(row) for row in c.execute(query).all()])
+        return [_state_entry(row) for row in await self._read(lambda session: session.rows(Statement(query), {}))]
 
     # -- bundles ------------------------------------------------------------------------------------------------------
 
     async def add_bundle(self, bundle: BundleRow) -> None:
-        def write(connection: Connection) -> None:
-            known = select(bundles.c.digest).where(bundles.c.digest == bundle.digest)
-            if connection.execute(known).first() is None:
-                row = {"digest": bundle.digest, "size_bytes": bundle.size_bytes, "stored_at": bundle.stored_at}
-                connection.execute(bundles.insert(), row)
+        values = {"digest": bundle.digest, "size_bytes": bundle.size_bytes, "stored_at": bundle.stored_at}
+
+        def write(session: Session) -> None:
+            if session.row(_HAS_BUNDLE, values) is None:
+                session.run(_ADD_BUNDLE, values)
 
         await self._writer.write(write)
 
     async def bundle_bytes(self) -> int:
-        query = select(func.coalesce(func.sum(bundles.c.size_bytes), 0))
-        return int(await self._read(lambda c: c.execute(query).scalar_one()))
+        row = await self._read(lambda session: session.row(_BUNDLE_BYTES, {}))
+        return 0 if row is None else int(row[0])
 
     # -- reading ------------------------------------------------------------------------------------------------------
 
-    async def _one(self, query: Any, values: dict[str, str]) -> AttemptRow | None:
-        def read(connection: Connection) -> AttemptRow | None:
-            row = connection.execute(query, values).first()
-            return None if row is None else _attempt(row)
+    async def _one(self, statement: Statement, values: dict[str, str]) -> AttemptRow | None:
+        row = await self._read(lambda session: session.row(statement, values))
+        return None if row is None else _attempt(row)
 
-        return await self._read(read)
+    async def _many(self, statement: Statement, values: dict[str, Any]) -> list[AttemptRow]:
+        return [_attempt(row) for row in await self._read(lambda session: session.rows(statement, values))]
 
-    async def _read(self, query: Callable[[Connection], T]) -> T:
+    async def _read(self, query: Callable[[Session], T]) -> T:
         try:
             if self._reader is not None:
                 return query(self._reader)
             return await asyncio.to_thread(self._read_pooled, query)
-        except SQLAlchemyError as error:
+        except (SQLAlchemyError, self._writer.driver_error) as error:
             raise Unavailable("the store cannot be read", why=type(error).__name__, fix="see the log") from error
 
-    def _read_pooled(self, query: Callable[[Connection], T]) -> T:
-        with self._engine.connect() as connection:
-            return query(connection)
+    def _read_pooled(self, query: Callable[[Session], T]) -> T:
+        with contextlib.closing(Session(self._engine)) as session:
+            return query(session)
 
 
-def _attempt(row: Any) -> AttemptRow:
+def _moved(run: DagRunRef) -> Conflict:
+    return Conflict(f"run {run} has moved on", fix="read it again")
+
+
+def _attempt(row: Row) -> AttemptRow:
+    """Return an attempt from the columns of `_ATTEMPT`."""
+    parent = DagRunRef(row[6], row[7]) if row[7] else None
     return AttemptRow(
-        key=AttemptKey(row.key), attempt_id=AttemptId(row.attempt_id), run=DagRunRef(row.dag, row.run_id),
-        root=DagRunRef(row.root_dag, row.root_run_id),
-        parent=DagRunRef(row.parent_dag, row.parent_run_id) if row.parent_run_id else None,
-        claim_key=AttemptKey(row.claim_key), status=row.status, worker=row.worker, archive=row.archive,
-        labels=tuple(json.loads(row.labels)), error=row.error, created_at=row.created_at, started_at=row.started_at,
-        finished_at=row.finished_at, revision=row.revision,
+        key=AttemptKey(row[0]), attempt_id=AttemptId(row[1]), run=DagRunRef(row[2], row[3]),
+        root=DagRunRef(row[4], row[5]), parent=parent, claim_key=AttemptKey(row[8]), status=row[9], worker=row[10],
+        archive=row[11], labels=tuple(json.loads(row[12])), error=row[13], created_at=row[14], started_at=row[15],
+        finished_at=row[16], revision=row[17],
     )  # fmt: skip
 
 
-def _at(ref: StateRef) -> dict[str, str]:
+def _task(session: Session, row: Row) -> TaskRow:
+    place, enqueued_at, leased, worker, token, cancelling, revision = row[len(_ATTEMPT) :]
+    body = None if leased else session.row(_GET_BODY, {"key": row[0]})
+    return TaskRow(
+        key=AttemptKey(row[0]), place=place, enqueued_at=enqueued_at, leased=bool(leased), worker=worker, token=token,
+        cancelling=bool(cancelling), revision=revision, attempt=_attempt(row), body=body[0] if body else "",
+    )  # fmt: skip
+
+
+def _at(ref: StateRef) -> dict[str, Any]:
     return {"scope_": ref.scope, "namespace_": ref.namespace, "key_": ref.key}
 
 
-def _state_entry(row: Any) -> StateEntry:
+def _state_entry(row: Row) -> StateEntry:
+    """Return a shared value from the columns of `_STATE`."""
     return StateEntry(
-        ref=StateRef(row.scope, row.namespace, row.key), value=bytes(row.value), version=row.version, hash=row.hash,
-        created_at_ns=row.created_at_ns, updated_at_ns=row.updated_at_ns,
-        updated_by=StateSource(
-            dag_name=row.by_dag, run_id=row.by_run_id, attempt_id=row.by_attempt_id, step=row.by_step
-        ),
+        ref=StateRef(row[0], row[1], row[2]), value=bytes(row[3]), version=row[4], hash=row[5], created_at_ns=row[6],
+        updated_at_ns=row[7],
+        updated_by=StateSource(dag_name=row[8], run_id=row[9], attempt_id=row[10], step=row[11]),
     )  # fmt: skip
 
 
@@ -402,7 +423,7 @@ def _engine(url: str) -> Engine:
 
     @event.listens_for(engine, "connect")
     def configure(connection: Any, _record: object) -> None:
-        connection.isolation_level = None  # the driver starts no transactions of its own; `begin` below does
+        connection.isolation_level = None  # the driver starts no transactions of its own
         cursor = connection.cursor()
         cursor.execute(f"PRAGMA busy_timeout = {BUSY_TIMEOUT_MS}")
         cursor.execute("PRAGMA journal_mode = WAL")
@@ -412,9 +433,8 @@ def _engine(url: str) -> Engine:
         cursor.close()
 
     @event.listens_for(engine, "begin")
-    def begin_as_told(connection: Connection) -> None:
-        if begin := connection.get_execution_options().get("sqlite_begin", "BEGIN"):
-            connection.exec_driver_sql(begin)
+    def begin(connection: Any) -> None:  # migrations only; our own writes are `Session.transact`
+        connection.exec_driver_sql("BEGIN")
 
     return engine
 

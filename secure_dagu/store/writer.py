@@ -1,6 +1,6 @@
 """One writer thread with group commit: what was queued while the last transaction ran goes into the next one.
 
-A job is a function of a connection that may be run twice: when one job of a batch fails, the batch is rolled back and
+A job is a function of a session that may be run twice: when one job of a batch fails, the batch is rolled back and
 its jobs run again one by one, so that only the guilty one fails. That spares every write the savepoint it almost never
 needs. A job's future is resolved after COMMIT, so what was answered is on disk.
 """
@@ -13,17 +13,17 @@ from collections import deque
 from collections.abc import Callable
 from typing import Any, TypeVar
 
-from sqlalchemy import Connection, Engine
-from sqlalchemy.exc import SQLAlchemyError
+from sqlalchemy import Engine
 
-from secure_dagu.errors import SecureDaguError, Unavailable
+from secure_dagu.errors import Unavailable
+from secure_dagu.store.driver import Session
 
 T = TypeVar("T")
 MAX_BATCH = 256
 MAX_QUEUED = 20_000
 """Writes that may wait; beyond it a write is refused as `Unavailable`, which callers retry."""
 
-_Job = tuple[Callable[[Connection], Any], "asyncio.Future[Any]"]
+_Job = tuple[Callable[[Session], Any], "asyncio.Future[Any]"]
 
 
 class Writer:
@@ -33,6 +33,7 @@ class Writer:
         """Take the engine; `failed` is told (on the writer thread) of each batch that the database refused."""
         self._engine = engine
         self._failed = failed
+        self.driver_error: type[Exception] = engine.dialect.loaded_dbapi.Error
         self._jobs: deque[_Job] = deque()
         self._ready = threading.Condition(threading.Lock())
         self._stopping = False
@@ -55,7 +56,7 @@ class Writer:
         await asyncio.to_thread(self._thread.join)
         self._thread = None
 
-    async def write(self, job: Callable[[Connection], T]) -> T:
+    async def write(self, job: Callable[[Session], T]) -> T:
         """Queue a job and wait for its commit. A caller that is cancelled leaves the job to be written.
 
         Raises:
@@ -73,7 +74,8 @@ class Writer:
         return await future
 
     def _run(self) -> None:
-        with self._engine.connect().execution_options(sqlite_begin="BEGIN IMMEDIATE") as connection:
+        session = Session(self._engine)
+        try:
             while True:
                 with self._ready:
                     while not self._jobs:
@@ -81,43 +83,40 @@ class Writer:
                             return
                         self._ready.wait()
                     batch = [self._jobs.popleft() for _ in range(min(len(self._jobs), MAX_BATCH))]
-                results = _commit(connection, batch) or [_alone(connection, job) for job in batch]
-                for result in results:
-                    if isinstance(result, SQLAlchemyError):
-                        self._failed()
+                results = _together(session, batch) or [self._alone(session, job) for job, _ in batch]
                 assert self._loop is not None
                 try:
                     self._loop.call_soon_threadsafe(_resolve, batch, results)
                 except RuntimeError:  # the loop is closed: nobody is left to hear it
                     return
+        finally:
+            session.close()
+
+    def _alone(self, session: Session, job: Callable[[Session], Any]) -> Any:
+        try:
+            return session.transact(job)
+        except self.driver_error as error:
+            self._failed()
+            refused = Unavailable("the store did not take a write", why=type(error).__name__, fix="see the log")
+            refused.__cause__ = error
+            return refused
+        except Exception as error:  # carried to the caller, who raises it
+            return error
 
 
-def _commit(connection: Connection, batch: list[_Job]) -> list[Any] | None:
+def _together(session: Session, batch: list[_Job]) -> list[Any] | None:
     """Run the batch in one transaction and return its results; None when a job failed and nothing is written."""
     try:
-        with connection.begin():
-            return [job(connection) for job, _ in batch]
-    except Exception:  # noqa: BLE001, RUF100  whatever it was, the second try finds whose it is
+        return session.transact(lambda session: [job(session) for job, _ in batch])
+    except Exception:  # whatever it was, running them one by one finds whose it is
         return None
-
-
-def _alone(connection: Connection, job: _Job) -> Any:
-    try:
-        with connection.begin():
-            return job[0](connection)
-    except Exception as error:  # noqa: BLE001, RUF100  carried to the caller, who raises it
-        return error
 
 
 def _resolve(batch: list[_Job], results: list[Any]) -> None:
     for (_, future), result in zip(batch, results, strict=True):
         if future.done():  # cancelled; written all the same
             continue
-        if isinstance(result, SQLAlchemyError):
-            wrapped = Unavailable("the store did not take a write", why=type(result).__name__, fix="see the log")
-            wrapped.__cause__ = result
-            future.set_exception(wrapped)
-        elif isinstance(result, SecureDaguError | Exception):
+        if isinstance(result, Exception):
             future.set_exception(result)
         else:
             future.set_result(result)
