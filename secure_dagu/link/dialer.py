@@ -106,9 +106,9 @@ class Dialer:
         doomed = [self._accepting, *self._links]
         for task in doomed:
             task.cancel()
-        self._listening.close()
         Path(self._path).unlink(missing_ok=True)  # noqa: ASYNC240 - one unlink in our own folder
         await asyncio.wait(doomed)
+        self._listening.close()  # not before: the loop still watches it, and the number may be another socket's by then
 
     async def check(self) -> Peer:
         """Dial once without gRPC, and close: for a doctor, and to prove an address before it is used.

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import gc
 from collections.abc import AsyncIterator, Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -36,6 +37,15 @@ def our_ca(tmp_path_factory: pytest.TempPathFactory) -> Ca:
 def other_ca(tmp_path_factory: pytest.TempPathFactory) -> Ca:
     """Return a CA that nobody trusts."""
     return Ca(tmp_path_factory.mktemp("other"), "other CA")
+
+
+@pytest.fixture(autouse=True)
+async def settled() -> AsyncIterator[None]:
+    """Let closed transports go before the loop does: otherwise their garbage is reported in somebody else's test."""
+    yield
+    for _ in range(5):
+        await asyncio.sleep(0)
+    gc.collect()
 
 
 @pytest.fixture
