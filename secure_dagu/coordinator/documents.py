@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Callable, Iterator
 from datetime import UTC, datetime
 from typing import Any
@@ -21,6 +22,7 @@ HANDLER_NODES = {
 }  # fmt: skip
 """Key of a handler in the document, and the log name of one without a step name (protocol, section 5.3)."""
 
+_SURROGATE = re.compile(r"\\u[dD][89a-fA-F]")
 _UNFINISHED = (StepStatus.NOT_STARTED, StepStatus.RUNNING, StepStatus.RETRYING, StepStatus.WAITING)
 _encode = json.JSONEncoder(ensure_ascii=False, separators=(",", ":"), allow_nan=False).encode
 
@@ -36,20 +38,26 @@ def parse(text: str) -> Document:
     if len(text) > MAX_DOCUMENT_BYTES:
         raise InvalidRequest("failed to convert status: too large", why=f"the limit is {MAX_DOCUMENT_BYTES} bytes")
     try:
-        document = json.loads(text)
+        document = json.loads(text, parse_constant=_no_constant)
     except (ValueError, RecursionError):
         raise InvalidRequest("failed to convert status: not JSON", fix="send one JSON object") from None
     if not isinstance(document, dict):
         raise InvalidRequest("failed to convert status: not a JSON object", fix="send one JSON object")
+    if _SURROGATE.search(text):  # half a character cannot be stored, hashed or shown
+        try:
+            text_of(document).encode()
+        except UnicodeEncodeError:
+            raise InvalidRequest("failed to convert status: not Unicode", fix="send whole characters") from None
     return document
+
+
+def _no_constant(name: str) -> None:
+    raise ValueError(f"{name} is not JSON")
 
 
 def text_of(document: Document) -> str:
     """Return the document as compact JSON."""
-    try:
-        return _encode(document)
-    except (ValueError, RecursionError):
-        raise InvalidRequest("failed to convert status: not plain JSON", fix="leave out NaN and Infinity") from None
+    return _encode(document)
 
 
 def word(document: Document, key: str) -> str:

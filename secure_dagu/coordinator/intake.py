@@ -9,7 +9,7 @@ import asyncio
 import re
 from collections import OrderedDict
 from collections.abc import Iterable, Iterator
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from hashlib import sha256
 from typing import Protocol
 
@@ -29,8 +29,8 @@ MAX_SHORT = 4_096
 MAX_TEXT = 4 * 1024 * 1024
 INLINE_TEXT = 8 * 1024
 """Up to here parsing takes a few milliseconds; more is done beside the loop, so that heartbeats go on."""
-MAX_CACHED = 64
-MAX_CACHED_TEXT = 16 * 1024 * 1024
+MAX_CACHED = 256
+MAX_CACHED_TEXT = 4 * 1024 * 1024
 
 _DAG_NAME = re.compile(r"[a-zA-Z0-9_.-]+")
 _RUN_ID = re.compile(r"[-a-zA-Z0-9_]+")
@@ -49,16 +49,30 @@ class LoadDefinition(Protocol):
         ...
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Facts:
+    """What the coordinator needs of a definition that loads; the parsed whole is fifty times its text, so it goes."""
+
+    text: str
+    labels: tuple[str, ...]
+    secrets: frozenset[tuple[str, str]]
+    """(variable name, reference) of every managed secret that it declares."""
+    callees: frozenset[str]
+    """What its sub-DAG steps name as their DAG, references unresolved."""
+    locals: frozenset[str]
+    """The sub-DAGs in the same text."""
+
+
 class Definitions:
-    """Parsed definitions by the hash of their text: a scheduled DAG is parsed once, not once a run."""
+    """Facts by the hash of the text: a DAG that runs often is parsed once."""
 
     def __init__(self, load: LoadDefinition) -> None:
         self._load = load
-        self._cache: OrderedDict[bytes, Definition] = OrderedDict()
+        self._cache: OrderedDict[bytes, Facts] = OrderedDict()
         self._cached_text = 0
 
-    async def get(self, text: str, *, name: str, base_config: str) -> Definition:
-        """Return the parsed definition.
+    async def get(self, text: str, *, name: str, base_config: str) -> Facts:
+        """Return what a definition says.
 
         Raises:
             DefinitionError: it does not load; the text begins as the protocol has it (section 1.7).
@@ -70,19 +84,36 @@ class Definitions:
             return found
         try:
             if len(text) + len(base_config) < INLINE_TEXT:
-                found = self._load(text, name=name, base_config=base_config)
+                definition = self._load(text, name=name, base_config=base_config)
             else:
-                found = await asyncio.to_thread(self._load, text, name=name, base_config=base_config)
+                definition = await asyncio.to_thread(self._load, text, name=name, base_config=base_config)
         except SecureDaguError as error:
             raise DefinitionError(f"failed to prepare attempt: {error.what}", why=error.why, fix=error.fix) from error
-        if found.main.type is DagType.BUILD:
+        if definition.main.type is DagType.BUILD:
             raise DefinitionError("failed to prepare attempt: build DAGs are not run by workers", fix="run it locally")
-        self._cache[key] = found
-        self._cached_text += len(text)
+        if key not in self._cache:
+            self._cached_text += len(text)
+        found = self._cache[key] = _facts(text, definition)
         while len(self._cache) > MAX_CACHED or (self._cached_text > MAX_CACHED_TEXT and len(self._cache) > 1):
             _, old = self._cache.popitem(last=False)
             self._cached_text -= len(old.text)
         return found
+
+
+def _facts(text: str, definition: Definition) -> Facts:
+    dags = (definition.main, *definition.locals.values())
+    return Facts(
+        text=text,
+        labels=definition.main.labels,
+        secrets=frozenset(
+            (secret.name, secret.ref)
+            for dag in dags
+            for secret in dag.secrets
+            if secret.ref and not (secret.provider or secret.key or secret.options)
+        ),
+        callees=frozenset(name for dag in dags for name in _called(dag)),
+        locals=frozenset(definition.locals),
+    )
 
 
 # -- shape ------------------------------------------------------------------------------------------------------------
@@ -203,30 +234,18 @@ def check_continues(document: Document, task: Task) -> None:
 # -- what the definition says -----------------------------------------------------------------------------------------
 
 
-def labels_of(definition: Definition, task: Task) -> tuple[str, ...]:
+def labels_of(facts: Facts, task: Task) -> tuple[str, ...]:
     """Return the effective run labels: those of the definition, then those of the request, each once."""
     given = (label.strip() for label in task.labels.split(","))
-    labels = tuple(dict.fromkeys((*definition.main.labels, *(label for label in given if label))))
+    labels = tuple(dict.fromkeys((*facts.labels, *(label for label in given if label))))
     check_labels(labels)
     return labels
 
 
-def grant_of(definition: Definition, labels: tuple[str, ...]) -> SecretGrant:
+def grant_of(facts: Facts, labels: tuple[str, ...]) -> SecretGrant:
     """Return the managed secrets that a definition declares, in the workspace that its labels name."""
     workspace = next((label.partition("=")[2] for label in labels if label.startswith("workspace=")), "")
-    return SecretGrant(workspace=workspace, names=frozenset(_declared(definition)))
-
-
-def _declared(definition: Definition) -> Iterator[tuple[str, str]]:
-    for dag in (definition.main, *definition.locals.values()):
-        for secret in dag.secrets:
-            if secret.ref and not (secret.provider or secret.key or secret.options):
-                yield secret.name, secret.ref
-
-
-def callees(definition: Definition) -> frozenset[str]:
-    """Return what the sub-DAG steps of a definition name as their DAG, references unresolved."""
-    return frozenset(name for dag in (definition.main, *definition.locals.values()) for name in _called(dag))
+    return SecretGrant(workspace=workspace, names=facts.secrets)
 
 
 def _called(dag: Dag) -> Iterator[str]:

@@ -17,12 +17,12 @@ import structlog
 
 from secure_dagu.coordinator import documents, intake
 from secure_dagu.coordinator.attempts import as_known, known_attempt
+from secure_dagu.coordinator.dispatching import MAX_CHILDREN
 from secure_dagu.coordinator.documents import Document, word
 from secure_dagu.coordinator.endings import Endings
 from secure_dagu.coordinator.finisher import Finisher
 from secure_dagu.coordinator.followers import PIECE, Changes, follow
 from secure_dagu.coordinator.ledger import MAX_WARNINGS, Entry, KnownAttempt, Ledger, is_limited
-from secure_dagu.coordinator.tasks import MAX_CHILDREN
 from secure_dagu.coordinator.uploads import Uploads
 from secure_dagu.dispatch import machine
 from secure_dagu.dispatch.api import Clock
@@ -166,7 +166,7 @@ class Reports:
             Report(
                 key=known.key, revision=known.revision, document=documents.text_of(document), claim_key=entry.key,
                 status=int(status), worker=about.worker, archive=archive,
-                error=word(document, "error")[: documents.MAX_ERROR],
+                error=word(document, "error")[: documents.MAX_ERROR].replace("\0", ""),
                 started_at=documents.milliseconds(document, "startedAt"),
                 finished_at=documents.milliseconds(document, "finishedAt") if status.is_terminal else 0,
                 ends_task=ends_task,

@@ -9,7 +9,9 @@ from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
+from secure_dagu.coordinator.board import Board
 from secure_dagu.coordinator.bundles import BundleShelf
+from secure_dagu.coordinator.dispatching import Dispatching
 from secure_dagu.coordinator.endings import Endings
 from secure_dagu.coordinator.finisher import Finisher
 from secure_dagu.coordinator.followers import Changes
@@ -19,7 +21,7 @@ from secure_dagu.coordinator.reports import Reports
 from secure_dagu.coordinator.secret_files import SecretFiles
 from secure_dagu.coordinator.state import State
 from secure_dagu.coordinator.sweeper import Sweeper
-from secure_dagu.coordinator.tasks import Desk, DeskLimits
+from secure_dagu.coordinator.tasks import Desk
 from secure_dagu.coordinator.uploads import UploadLimits, Uploads
 from secure_dagu.dispatch.api import Clock
 from secure_dagu.dispatch.model import Owner, WorkerId
@@ -46,7 +48,10 @@ class Options:
     secrets_dir: Path | None = None
     """Managed secrets; None: not offered."""
     bundle_store_bytes: int = 10 * 1024**3
-    desk: DeskLimits = field(default_factory=DeskLimits)
+    pending_tasks: int = 50_000
+    """Tasks that may wait for a worker."""
+    polls_of_worker: int = 1_000
+    """Open polls of one worker id (the reference's default is 100)."""
     uploads: UploadLimits = field(default_factory=UploadLimits)
 
 
@@ -90,9 +95,14 @@ async def running(
     failure: Exception | None = None
     async with asyncio.TaskGroup() as group:
         finisher = Finisher(group)
+        board = Board(ledger=ledger, clock=clock, owner=owner, max_polls=options.polls_of_worker)
+        dispatching = Dispatching(
+            store=store, ledger=ledger, board=board, definitions=definitions, known_text=dags.text, finisher=finisher,
+            clock=clock, max_pending=options.pending_tasks,
+        )  # fmt: skip
         desk = Desk(
-            store=store, ledger=ledger, endings=endings, definitions=definitions, known_text=dags.text,
-            finisher=finisher, clock=clock, owner=owner, limits=options.desk,
+            store=store, ledger=ledger, board=board, dispatching=dispatching, endings=endings, finisher=finisher,
+            clock=clock,
         )  # fmt: skip
         uploads = Uploads(
             store=store, blobs=blobs, ledger=ledger, changes=changes, clock=clock, limits=options.uploads
@@ -112,8 +122,10 @@ async def running(
         sweeper = Sweeper(
             ledger=ledger, desk=desk, endings=endings, clock=clock, task_wait=options.task_wait, gone=worker_gone
         )  # fmt: skip
-        infos_now = desk.presences.infos
+        infos_now = board.presences.infos
         metrics.show_workers(lambda: infos_now(clock.now()))
+        metrics.TASKS_PENDING.set_function(lambda: len(board.backlog))
+        metrics.LEASES_ACTIVE.set_function(board.leases)
         group.create_task(sweeper.look_forever(closing), name="sweeper")
         try:
             yield Service(desk=desk, reports=reports, bundles=bundles, state=state, sweeper=sweeper)
@@ -124,5 +136,7 @@ async def running(
             desk.close()
             changes.close()
             metrics.show_workers(lambda: ())
+            metrics.TASKS_PENDING.set_function(lambda: 0)
+            metrics.LEASES_ACTIVE.set_function(lambda: 0)
     if failure is not None:
         raise failure

@@ -138,20 +138,20 @@ class State:
         if body is None:
             return False
         task, _ = bodies.from_json(body)
-        definition = await self._definitions.get(task.definition, name=task.run.name, base_config=task.base_config)
+        facts = await self._definitions.get(task.definition, name=task.run.name, base_config=task.base_config)
         seen: set[str] = set()
-        names = set(intake.callees(definition))
+        names = set(facts.callees)
         while names:
             called = names.pop()
-            if called == name or "${" in called or called.startswith("$"):
+            if called == name or called.startswith("$") or "${" in called:
                 return True
-            if called in seen or called in definition.locals:
+            if called in seen or called in facts.locals:
                 continue
             seen.add(called)
             text = self._folder.text(called)
             if text is not None:
                 try:
-                    names |= intake.callees(await self._definitions.get(text, name=called, base_config=""))
+                    names |= (await self._definitions.get(text, name=called, base_config="")).callees
                 except SecureDaguError:  # it does not load, so it calls nothing
                     continue
         return False

@@ -83,7 +83,7 @@ class Sweeper:
             if entry.state.until is not None and now >= entry.state.until and not entry.writing.locked():
                 await self._expire(entry)
         await self._give_up_unmatched(now)
-        for worker in self._desk.presences.forget_silent(now):
+        for worker in self._desk.board.presences.forget_silent(now):
             log.warning("worker.lost", worker=worker)
             metrics.WORKERS_LOST.labels("heartbeat_timeout").inc()
             metrics.forget_worker(worker)
@@ -93,7 +93,7 @@ class Sweeper:
     def _forgive(self, by: timedelta) -> None:
         for entry in self._ledger:
             entry.state = machine.shifted(entry.state, by)
-        self._desk.presences.shift(by)
+        self._desk.board.presences.shift(by)
         self._unmet_since = {demand: since + by for demand, since in self._unmet_since.items()}
 
     async def _expire(self, entry: Entry) -> None:
@@ -107,7 +107,7 @@ class Sweeper:
                 metrics.CLAIM_ACKS.labels("timeout").inc()
                 log.warning("task.not_acknowledged", run=str(entry.run), worker=before.worker, times=state.deliveries)
             if not state.is_over:
-                self._desk.put_back(entry, state)
+                self._desk.board.put_back(entry, state)
                 return
             if before.phase is Phase.OFFERED:
                 metrics.TASKS_LOST.labels("claim_timeout").inc()
@@ -133,13 +133,13 @@ class Sweeper:
 
     async def _give_up_unmatched(self, now: datetime) -> None:
         unmet: dict[Demand, datetime] = {}
-        for demand in self._desk.backlog.demands():
-            if self._desk.meets(demand, now):
+        for demand in self._desk.board.backlog.demands():
+            if self._desk.board.meets(demand, now):
                 continue
             since = unmet[demand] = self._unmet_since.get(demand, now)
             if now - since < self._task_wait:
                 continue
-            for key in tuple(self._desk.backlog.waiting_for(demand)):
+            for key in tuple(self._desk.board.backlog.waiting_for(demand)):
                 entry = self._ledger.get(key)
                 if entry is not None and now - entry.enqueued_at >= self._task_wait:
                     await self._give_up(entry, demand)

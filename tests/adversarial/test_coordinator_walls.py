@@ -10,7 +10,6 @@ from pathlib import Path
 import pytest
 
 from secure_dagu.coordinator.service import Options
-from secure_dagu.coordinator.tasks import DeskLimits
 from secure_dagu.dispatch.model import NO_KEY, ArtifactPart, Caller, Operation, Role, StateRef
 from secure_dagu.errors import DefinitionError, InvalidRequest, LimitExceeded, PreconditionFailed, Refused
 from secure_dagu.run.model import AttemptId, DagRunRef
@@ -115,7 +114,7 @@ async def test_a_parallel_double_spend_of_a_token_by_its_own_worker_starts_the_r
         async with asyncio.TaskGroup() as group:
             calls = [group.create_task(house.acknowledge(W1, claim)) for _ in range(100)]
         assert all(call.result().accepted for call in calls), "repeating it is the protocol's way"
-        assert len(house.service.desk.backlog) == 0
+        assert len(house.service.desk.board.backlog) == 0
         assert len(await house.store.tasks()) == 1
 
 
@@ -181,6 +180,18 @@ async def test_messages_in_a_report_are_never_paths(place: Place) -> None:
         assert {path for path in place.folder.rglob("*") if path.suffix == ".json"} == before
 
 
+@pytest.mark.parametrize(
+    "text", ['{"status":NaN}', '{"nodes":[{"step":{"name":"\\ud800"}}]}', '{"error":"\\udc00"}', '{"x":Infinity}']
+)
+async def test_json_that_no_other_reader_would_take_is_refused(place: Place, text: str) -> None:
+    async with place.coordinator() as house, asyncio.timeout(10):
+        claim = await house.started(W1)
+        document = json.dumps(a_document(W1, claim, 1)).removesuffix("}") + "," + text.removeprefix("{")
+        with pytest.raises(InvalidRequest):
+            await house.service.reports.report_status(W1, status=document, source_file="", labels="")
+        assert (await house.report(W1, claim, 4, error="\0 \U0001f600 \ud83d\ude00")).accepted
+
+
 async def test_a_worker_reaches_no_run_outside_its_trees(place: Place) -> None:
     async with place.coordinator() as house, asyncio.timeout(10):
         await house.started(W1)
@@ -224,7 +235,7 @@ async def test_a_certificate_covers_the_ids_of_its_name_and_no_longer_name(place
 
 
 async def test_open_polls_of_one_worker_are_bounded(place: Place) -> None:
-    place.options = Options(desk=DeskLimits(polls_of_worker=3, pending=2))
+    place.options = Options(polls_of_worker=3, pending_tasks=2)
     async with place.coordinator() as house, asyncio.timeout(10), asyncio.TaskGroup() as group:
         polls = [group.create_task(house.poll(W1, {"x": "y"})) for _ in range(3)]
         await asyncio.sleep(0)

@@ -45,7 +45,7 @@ async def test_repeating_a_dispatch_while_the_run_is_active_changes_nothing(plac
         claim = await house.take(W1)
         again = await house.service.desk.dispatch(DISPATCHER, a_task())
         assert again.attempt_id == claim.task.attempt_id == first.attempt_id
-        assert len(house.service.desk.backlog) == 0
+        assert len(house.service.desk.board.backlog) == 0
 
 
 async def test_parallel_dispatches_of_one_run_make_one_task(place: Place) -> None:
@@ -54,7 +54,7 @@ async def test_parallel_dispatches_of_one_run_make_one_task(place: Place) -> Non
         async with asyncio.TaskGroup() as group:
             calls = [group.create_task(house.service.desk.dispatch(DISPATCHER, a_task())) for _ in range(20)]
         assert len({call.result().attempt_id for call in calls}) == 1
-        assert len(house.service.desk.backlog) == 1
+        assert len(house.service.desk.board.backlog) == 1
 
 
 async def test_without_workers_nothing_is_accepted(place: Place) -> None:
@@ -88,7 +88,7 @@ async def test_a_malformed_task_is_refused(place: Place, fields: dict[str, Any],
         await house.beat(W1)
         with pytest.raises(DefinitionError, match=error):
             await house.service.desk.dispatch(DISPATCHER, a_task(**({"root": DagRunRef("", "")} | fields)))
-        assert len(house.service.desk.backlog) == 0
+        assert len(house.service.desk.board.backlog) == 0
 
 
 async def test_a_finished_run_is_not_started_again_but_can_be_retried(place: Place) -> None:
@@ -150,7 +150,7 @@ async def test_a_poll_that_is_cancelled_loses_no_task(place: Place) -> None:
         poll = group.create_task(house.poll(W1))
         await asyncio.sleep(0)
         dispatch = group.create_task(house.service.desk.dispatch(DISPATCHER, a_task()))
-        while len(house.service.desk.waiters):  # noqa: ASYNC110  the very turn of the loop is what is tested
+        while len(house.service.desk.board.waiters):  # noqa: ASYNC110  the very turn of the loop is what is tested
             await asyncio.sleep(0)
         poll.cancel()  # the offer is made, and nobody will receive it
         await dispatch
@@ -276,7 +276,7 @@ async def test_cancelling_a_waiting_task_ends_it_at_once(place: Place) -> None:
         assert (await house.service.desk.cancel(DISPATCHER, run=RUN, root=None)).accepted
         document = await house.document(RUN)
         assert (document["status"], document["error"]) == (3, "context canceled")
-        assert len(house.service.desk.backlog) == 0
+        assert len(house.service.desk.board.backlog) == 0
         assert (await house.service.desk.cancel(DISPATCHER, run=RUN, root=None)).accepted, "idempotent"
 
 
