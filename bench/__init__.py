@@ -1,0 +1,1 @@
+"""Measurements of whole processes over mutual TLS on loopback; see README.md."""
