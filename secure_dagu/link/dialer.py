@@ -24,18 +24,8 @@ from secure_dagu.link.handshake import Handshake
 from secure_dagu.link.register import Happening, LinkEvent, OnEvent, ignore
 from secure_dagu.link.relay import End, Relay, TlsEnd, new_buffer
 from secure_dagu.security.peer import Peer
-from secure_dagu.security.verdict import (
-    LinkError,
-    Reason,
-    Result,
-    Side,
-    Verdict,
-    alert_in,
-    error_of,
-    from_error,
-    from_first_bytes,
-    is_tls,
-)
+from secure_dagu.security.tls_signs import alert_in, from_error, from_first_bytes, is_tls
+from secure_dagu.security.verdict import LinkError, Reason, Result, Side, Verdict, error_of
 
 log = logging.getLogger(__name__)
 

@@ -23,7 +23,8 @@ from secure_dagu.link import context, material
 from secure_dagu.link.context import ClientPolicy, NoCommonProtocol, ServerPolicy
 from secure_dagu.security.identity import Identity
 from secure_dagu.security.peer import Peer
-from secure_dagu.security.verdict import Reason, Side, Verdict, alert_in, from_error, from_verify_code
+from secure_dagu.security.tls_signs import alert_in, from_error, from_verify_code
+from secure_dagu.security.verdict import Reason, Side, Verdict
 
 HANDSHAKE_LIMIT_S: Final = 10.0
 """From the first byte to the last; half-open handshakes must not pile up (threat T15)."""

@@ -8,7 +8,8 @@ from typing import Final, cast
 
 from secure_dagu.link.handshake import say_last_word
 from secure_dagu.security.peer import Peer
-from secure_dagu.security.verdict import Reason, Side, Verdict, is_client_hello, speaks_http
+from secure_dagu.security.tls_signs import is_client_hello, speaks_http
+from secure_dagu.security.verdict import Reason, Side, Verdict
 
 LOOK_S: Final = 0.1
 """gRPC clients speak at once; whoever does not may be waiting for the server's first word."""

@@ -11,7 +11,8 @@ from typing import Final
 from OpenSSL import SSL
 
 from secure_dagu.link import context
-from secure_dagu.security.verdict import Reason, Verdict, from_first_bytes, is_tls
+from secure_dagu.security.tls_signs import from_first_bytes, is_tls
+from secure_dagu.security.verdict import Reason, Verdict
 
 PROBE_LIMIT_S: Final = 1.5
 _PREFACE: Final = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n" + b"\x00\x00\x00\x04\x00\x00\x00\x00\x00"

@@ -17,7 +17,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from secure_dagu.link.context import ClientPolicy, ServerPolicy, UnsafePlaintext
-from secure_dagu.security.verdict import EXPLANATIONS, Reason, Side, from_error, from_first_bytes, from_verify_code
+from secure_dagu.security.tls_signs import from_error, from_first_bytes, from_verify_code
+from secure_dagu.security.verdict import EXPLANATIONS, Reason, Side
 from tests.link.certs import DAY, Ca, uri
 from tests.link.conftest import SETTINGS, client_of, open_dialer, open_edge, through
 from tests.link.conftest import folder as folder
