@@ -4,8 +4,10 @@ Children are started with `subprocess.Popen` and `start_new_session`, which take
 copy of a process with gRPC threads in it). Their end is a pidfd and their output a pipe, both watched by the event
 loop: no thread a child.
 
-The end of a process is not the end of what it started. A step's processes carry a marker in their environment, so that
-those which left the group (setsid, double fork) are found in /proc and stopped too.
+The end of a process is not the end of what it started. Whoever belongs to a step is found in /proc by three signs: the
+session that we made for it, a marker in the environment, and descent. A process that leaves the session (setsid) keeps
+the marker; one that also clears its environment is still somebody's child. Only one that does both *and* is orphaned at
+once (double fork) is not found; that takes a cgroup.
 """
 
 from __future__ import annotations
@@ -13,6 +15,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import os
+import resource
 import signal
 import subprocess
 from collections.abc import Callable, Mapping, Sequence
@@ -26,6 +29,8 @@ STRAGGLERS_S = 0.2
 """How long output is still read after the process has ended: a detached grandchild may hold the pipe for ever."""
 RESIGNAL_S = 5.0
 """A process that ignores its stop signal is asked again (workflow language, section 3.12)."""
+KILLED_S = 2.0
+"""How long the kernel may take to end what was killed; longer means stuck in a system call, and nobody can help."""
 
 Sink = Callable[[bytes], None]
 
@@ -40,23 +45,6 @@ class Stopping:
 
     ask: signal.Signals = signal.SIGTERM
     grace_s: float = 5.0
-
-
-@dataclass(slots=True)
-class Child:
-    """One running process and everything that it started."""
-
-    process: subprocess.Popen[bytes]
-    marker: str
-    _streams: list[int] = field(default_factory=list)
-    _ended: asyncio.Event = field(default_factory=asyncio.Event)
-    _closed: asyncio.Event = field(default_factory=asyncio.Event)
-
-    def signal_all(self, number: signal.Signals) -> None:
-        """Signal the process group and every process that carries the marker."""
-        with contextlib.suppress(ProcessLookupError, PermissionError):
-            os.killpg(self.process.pid, number)
-        signal_marked(self.marker, number, besides=self.process.pid)
 
 
 async def run(
@@ -75,141 +63,253 @@ async def run(
     Args:
         env: all that it sees; nothing of this process's environment is added.
         stderr: None sends it where stdout goes, interleaved as written.
-        stop: when set, the process and everything that it started are stopped.
+        stop: when set, the process and everything that it started are stopped, and gone when this returns.
 
     Raises:
         CannotStart: it could not be started; the text does not repeat the arguments.
+        OSError: a sink could not take the output (a full disk); the process has ended all the same.
     """
-    loop = asyncio.get_running_loop()
-    out_read, out_write = os.pipe2(os.O_CLOEXEC)
-    err_read, err_write = os.pipe2(os.O_CLOEXEC) if stderr is not None else (-1, out_write)
+    child, reads = _spawn(argv, env={**env, MARKER: marker}, cwd=cwd, merged=stderr is None)
+    watched = _Child(asyncio.get_running_loop(), child, reads, (stdout, stderr or stdout))
     try:
-        try:
-            process = subprocess.Popen(  # noqa: ASYNC220, S603 - vfork returns at once; running it is our purpose
-                list(argv),
-                stdin=subprocess.DEVNULL,
-                stdout=out_write,
-                stderr=err_write,
-                env={**env, MARKER: marker},
-                cwd=cwd,
-                start_new_session=True,
-                restore_signals=True,
-            )
-        finally:
-            os.close(out_write)
-            if stderr is not None:
-                os.close(err_write)
-    except OSError as error:
-        os.close(out_read)
-        if stderr is not None:
-            os.close(err_read)
-        raise CannotStart(_reason(error, argv[0])) from None
-    except ValueError as error:  # a NUL byte in an argument or a variable
-        os.close(out_read)
-        if stderr is not None:
-            os.close(err_read)
-        raise CannotStart(f"{Path(argv[0]).name}: {error}") from None
-    child = Child(process, marker)
-    _watch_end(loop, child)
-    _watch_stream(loop, child, out_read, stdout)
-    if stderr is not None:
-        _watch_stream(loop, child, err_read, stderr)
-    try:
-        await _until_end(child, stop, stopping)
+        await _until_end(watched, marker, stop, stopping)
         with contextlib.suppress(TimeoutError):
             async with asyncio.timeout(STRAGGLERS_S):
-                await child._closed.wait()
-    except BaseException:
-        child.signal_all(signal.SIGKILL)
+                await watched.closed.wait()
+    except BaseException:  # cancelled: nothing may outlive us
+        _Tree(child.pid, marker).signal(signal.SIGKILL)
         raise
     finally:
-        for fd in child._streams:
-            loop.remove_reader(fd)
+        watched.release()
+    if watched.problem is not None:
+        raise watched.problem
+    assert child.returncode is not None, "it has ended"
+    return child.returncode
+
+
+async def stop_marked(marker: str, stopping: Stopping) -> int:
+    """Stop every process that still carries a marker beginning with `marker`; return how many there were."""
+    tree = _Tree(0, marker)
+    found = len(tree.find())
+    await _stop_tree(tree, stopping)
+    return found
+
+
+def _spawn(
+    argv: Sequence[str], *, env: Mapping[str, str], cwd: Path, merged: bool
+) -> tuple[subprocess.Popen[bytes], tuple[int, ...]]:
+    """Start a program; return it and the reading ends of its output."""
+    pipes = [os.pipe2(os.O_CLOEXEC) for _ in range(1 if merged else 2)]
+    try:
+        child = subprocess.Popen(  # noqa: S603 - running the author's program is our purpose
+            list(argv),
+            stdin=subprocess.DEVNULL,
+            stdout=pipes[0][1],
+            stderr=pipes[-1][1],
+            env=env,
+            cwd=cwd,
+            start_new_session=True,
+        )
+    except (OSError, ValueError) as error:  # ValueError: a NUL byte in an argument or a variable
+        for read, _ in pipes:
+            os.close(read)
+        raise CannotStart(_reason(error, argv[0])) from None
+    finally:
+        for _, write in pipes:
+            os.close(write)
+    with contextlib.suppress(ProcessLookupError):  # it is that quick
+        resource.prlimit(child.pid, resource.RLIMIT_CORE, (0, 0))  # a core file would hold the step's secrets
+    return child, tuple(read for read, _ in pipes)
+
+
+class _Child:
+    """One process and its pipes, watched by the event loop."""
+
+    def __init__(
+        self,
+        loop: asyncio.AbstractEventLoop,
+        process: subprocess.Popen[bytes],
+        reads: tuple[int, ...],
+        sinks: tuple[Sink, Sink],
+    ) -> None:
+        self.process = process
+        self.ended = asyncio.Event()
+        self.closed = asyncio.Event()
+        self.problem: OSError | None = None
+        """The first thing that a sink could not do."""
+        self._loop = loop
+        self._streams = set(reads)
+        self._pidfd = os.pidfd_open(process.pid)
+        loop.add_reader(self._pidfd, self._has_ended)
+        for fd, sink in zip(reads, sinks, strict=False):
+            os.set_blocking(fd, False)
+            loop.add_reader(fd, self._readable, fd, sink)
+
+    def release(self) -> None:
+        """Watch no longer; collect the process, which has ended or was killed."""
+        for fd in (*self._streams, *([self._pidfd] if self._pidfd >= 0 else [])):
+            self._loop.remove_reader(fd)
             os.close(fd)
-        if process.returncode is None:  # cancelled: killed above, so this does not wait long
-            process.wait()
-    return process.returncode
+        self._streams.clear()
+        self._pidfd = -1
+        if self.process.returncode is None:
+            self.process.wait()
 
+    def _has_ended(self) -> None:
+        self._loop.remove_reader(self._pidfd)
+        os.close(self._pidfd)
+        self._pidfd = -1
+        self.process.wait()  # it has ended, so this only collects it
+        self.ended.set()
 
-async def _until_end(child: Child, stop: asyncio.Event, stopping: Stopping) -> None:
-    """Wait for the end; stop the process when asked to, for as long as it takes but no longer."""
-    async with asyncio.TaskGroup() as group:
-        asked = group.create_task(_stop_when_asked(child, stop, stopping))
-        await child._ended.wait()
-        if stop.is_set():
-            # The shell is gone; what it left behind goes with it.
-            child.signal_all(signal.SIGKILL)
-        asked.cancel()
-
-
-async def _stop_when_asked(child: Child, stop: asyncio.Event, stopping: Stopping) -> None:
-    loop = asyncio.get_running_loop()
-    await stop.wait()
-    until = loop.time() + stopping.grace_s
-    while (left := until - loop.time()) > 0:
-        child.signal_all(stopping.ask)
-        await asyncio.sleep(min(left, RESIGNAL_S))
-    child.signal_all(signal.SIGKILL)
-
-
-def _watch_end(loop: asyncio.AbstractEventLoop, child: Child) -> None:
-    pidfd = os.pidfd_open(child.process.pid)
-
-    def ended() -> None:
-        loop.remove_reader(pidfd)
-        os.close(pidfd)
-        child.process.wait()  # it has ended, so this only collects it
-        child._ended.set()
-
-    loop.add_reader(pidfd, ended)
-
-
-def _watch_stream(loop: asyncio.AbstractEventLoop, child: Child, fd: int, sink: Sink) -> None:
-    os.set_blocking(fd, False)
-    child._streams.append(fd)
-
-    def readable() -> None:
+    def _readable(self, fd: int, sink: Sink) -> None:
         try:
             data = os.read(fd, READ_BYTES)
         except BlockingIOError:
             return
-        except OSError:
-            data = b""
         if data:
-            sink(data)
+            if self.problem is None:
+                try:
+                    sink(data)
+                except OSError as error:
+                    self.problem = error  # go on reading: a writer with a full pipe would never end
             return
+        self._loop.remove_reader(fd)
+        os.close(fd)
+        self._streams.discard(fd)
+        if not self._streams:
+            self.closed.set()
+
+
+async def _until_end(child: _Child, marker: str, stop: asyncio.Event, stopping: Stopping) -> None:
+    """Wait for the end of the process; when asked to stop, for the end of everything that it started too."""
+    async with asyncio.TaskGroup() as group:
+        stopper = group.create_task(_stop_when_asked(child.process.pid, marker, stop, stopping))
+        await child.ended.wait()
+        if not stop.is_set():
+            stopper.cancel()
+
+
+async def _stop_when_asked(pid: int, marker: str, stop: asyncio.Event, stopping: Stopping) -> None:
+    await stop.wait()
+    await _stop_tree(_Tree(pid, marker), stopping)
+
+
+async def _stop_tree(tree: _Tree, stopping: Stopping) -> None:
+    """Ask everybody in the tree to end, and in the end make them; return when they are gone."""
+    loop = asyncio.get_running_loop()
+    until = loop.time() + stopping.grace_s
+    while tree.find():
+        left = until - loop.time()
+        if left < -KILLED_S:
+            return
+        tree.signal(stopping.ask if left > 0 else signal.SIGKILL)
+        await _all_gone(tree.members, min(left, RESIGNAL_S) if left > 0 else KILLED_S)
+
+
+async def _all_gone(pids: Mapping[int, int], timeout_s: float) -> None:
+    """Wait until these processes have ended, at most so long."""
+    loop = asyncio.get_running_loop()
+    gone = asyncio.Event()
+    open_fds: set[int] = set()
+
+    def ended(fd: int) -> None:
         loop.remove_reader(fd)
         os.close(fd)
-        child._streams.remove(fd)
-        if not child._streams:
-            child._closed.set()
+        open_fds.discard(fd)
+        if not open_fds:
+            gone.set()
 
-    loop.add_reader(fd, readable)
+    for pid in pids:
+        with contextlib.suppress(ProcessLookupError):
+            fd = os.pidfd_open(pid)
+            open_fds.add(fd)
+            loop.add_reader(fd, ended, fd)
+    try:
+        if open_fds:
+            with contextlib.suppress(TimeoutError):
+                async with asyncio.timeout(timeout_s):
+                    await gone.wait()
+    finally:
+        for fd in tuple(open_fds):
+            loop.remove_reader(fd)
+            os.close(fd)
 
 
-def signal_marked(marker: str, number: signal.Signals, *, besides: int = 0) -> int:
-    """Signal every process whose marker begins with `marker`; return how many there were.
+@dataclass(slots=True)
+class _Tree:
+    """Everybody who belongs to a step: by session, by marker, by descent."""
 
-    Processes of other users cannot be read and are passed over. `besides` is a process that was signalled already.
-    """
-    wanted = f"{MARKER}={marker}".encode()
-    found = 0
-    for entry in os.scandir("/proc"):
-        if not entry.name.isdigit() or int(entry.name) == besides:
-            continue
-        try:
-            with open(f"/proc/{entry.name}/environ", "rb") as file:
-                environment = file.read(READ_BYTES)
-        except OSError:
-            continue
-        if environment.startswith(wanted) or b"\0" + wanted in environment:
+    session: int
+    """The session's id, which is its first process; 0: only the marker counts."""
+    marker: str
+    members: dict[int, int] = field(default_factory=dict)
+    """Process id → its start time, which tells it from a later process of the same number."""
+
+    def find(self) -> Mapping[int, int]:
+        """Look again; members of a former look whose parents are gone stay members."""
+        wanted = f"{MARKER}={self.marker}".encode()
+        parents: dict[int, int] = {}
+        births: dict[int, int] = {}
+        found: set[int] = set()
+        for entry in os.scandir("/proc"):
+            if not entry.name.isdigit():
+                continue
+            pid = int(entry.name)
+            stat = _stat(pid)
+            if stat is None:
+                continue
+            parents[pid], session, births[pid] = stat
+            is_ours = (self.session and session == self.session) or self.members.get(pid) == births[pid]
+            if is_ours or b"\0" + wanted in _environment(pid):
+                found.add(pid)
+        children: dict[int, list[int]] = {}
+        for pid, parent in parents.items():
+            children.setdefault(parent, []).append(pid)
+        unseen = list(found)
+        while unseen:
+            for pid in children.get(unseen.pop(), ()):
+                if pid not in found:
+                    found.add(pid)
+                    unseen.append(pid)
+        found.discard(os.getpid())
+        self.members = {pid: births[pid] for pid in found}
+        return self.members
+
+    def signal(self, number: signal.Signals) -> None:
+        """Signal everybody; whoever appears meanwhile in the session's own group is reached too."""
+        if not self.members:
+            self.find()
+        for pid in self.members:
             with contextlib.suppress(ProcessLookupError, PermissionError):
-                os.kill(int(entry.name), number)
-                found += 1
-    return found
+                os.kill(pid, number)
 
 
-def _reason(error: OSError, program: str) -> str:
+def _stat(pid: int) -> tuple[int, int, int] | None:
+    """Return parent, session and start time of a living process, None when it is gone or a zombie."""
+    try:
+        with open(f"/proc/{pid}/stat", "rb", buffering=0) as file:
+            # The name in brackets may hold anything, so count from the last bracket.
+            fields = file.read(1024).rpartition(b")")[2].split()
+    except OSError:
+        return None
+    if len(fields) < 20 or fields[0] in (b"Z", b"X"):
+        return None
+    return int(fields[1]), int(fields[3]), int(fields[19])
+
+
+def _environment(pid: int) -> bytes:
+    """Return a process's environment with a leading NUL; of another user's process there is nothing to see."""
+    try:
+        with open(f"/proc/{pid}/environ", "rb") as file:
+            return b"\0" + file.read(READ_BYTES)
+    except OSError:
+        return b""
+
+
+def _reason(error: OSError | ValueError, program: str) -> str:
+    if not isinstance(error, OSError):
+        return f"{Path(program).name}: {error}"
     name = error.filename if isinstance(error.filename, str) else program
     return f"{Path(name).name}: {error.strerror}"
 

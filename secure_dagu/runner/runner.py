@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import asyncio
 import json
-import signal
 import time
 from collections.abc import Mapping
 from datetime import UTC, datetime
@@ -104,8 +103,8 @@ class Execution:
             setup_task.cancel()
             for watcher in watchers:
                 watcher.cancel()
-        if self._state.is_stopping or self._state.is_timed_out:
-            process.signal_marked(self.marker, signal.SIGKILL)
+        # The end of a run is the end of its processes: what its steps left in the background goes with it.
+        await process.stop_marked(self.marker, process.Stopping(grace_s=self.dag.max_clean_up_s))
         self.log("INFO", "DAG run finished", status=self._state.status.word)
         self._log.close()
         self._observer.status_changed(self._snapshots.document(self._state, extra=self._extra), final=True)
