@@ -104,13 +104,14 @@ async def run_coordinator(loaded: Loaded) -> None:
         )
         gate = Gate(peer_of=register.peer_of, recorder=metrics.RPC_SERVER, denied=_denied)
         backend = f"{folder}/grpc"
-        serving = await stack.enter_async_context(
-            server.serve(socket_path=backend, desk=_Everything(running), gate=gate)
-        )
+        # Left in reverse: gRPC ends its open calls first, then the edge cuts its links.
         edge = await stack.enter_async_context(
             listener.listen(
                 bind=[(own.host, own.port)], policy=policy, backend=backend, directory=folder, register=register
             )
+        )
+        serving = await stack.enter_async_context(
+            server.serve(socket_path=backend, desk=_Everything(running), gate=gate)
         )
         metrics.show_connections(register.counts)
         facts: Callable[[], dict[str, object]] = lambda: {  # noqa: E731 - two facts, read at each probe
@@ -347,7 +348,8 @@ def _server_events(event: LinkEvent) -> None:
 def _client_events(event: LinkEvent) -> None:
     """Count what happens to a worker's dials; the worker logs their errors with what they cost it."""
     if event.happening is Happening.REFUSED and event.verdict is not None:
-        metrics.HANDSHAKE_FAILURES.labels("client", event.verdict.label).inc()
+        if event.verdict.result == "tls":
+            metrics.HANDSHAKE_FAILURES.labels("client", event.verdict.label).inc()
         metrics.CONNECT_ATTEMPTS.labels(event.verdict.result).inc()
     elif event.happening is Happening.OPENED:
         metrics.CONNECT_ATTEMPTS.labels("ok").inc()

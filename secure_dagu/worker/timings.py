@@ -35,7 +35,7 @@ class Timings:
     term after its own restart: a restart of up to three minutes must not end runs. What keeps a second attempt from
     being accepted meanwhile is the lease at the coordinator, not this clock.
     """
-    report_every_s: float = 0.05
+    report_every_s: float = 0.2
     report_bytes_per_s: float = 2_000_000.0
     """Active reports carry the whole document: the next one waits size / this rate, so bytes grow with time only."""
     retry_first_s: float = 0.1
