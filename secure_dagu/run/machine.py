@@ -166,9 +166,9 @@ class Changed:
 
 @dataclass(frozen=True, slots=True)
 class PauseOver:
-    """The pause before a retry or a repetition is over."""
+    """The pause before a retry or a repetition of a step, or of a handler by name, is over."""
 
-    position: int
+    node: int | str
 
 
 @dataclass(frozen=True, slots=True)
@@ -220,7 +220,7 @@ class StartStep:
 class Pause:
     """Wait; answer with `PauseOver`."""
 
-    position: int
+    node: int | str
     seconds: float
 
 
@@ -233,9 +233,10 @@ class Delay:
 
 @dataclass(frozen=True, slots=True)
 class StartHandler:
-    """Execute a handler if it is defined; answer with `HandlerEnded`."""
+    """Execute a handler if it is defined; answer with `HandlerEnded`. `is_first`: its preconditions come first."""
 
     name: str
+    is_first: bool = True
 
 
 @dataclass(frozen=True, slots=True)
@@ -317,19 +318,19 @@ def advance(state: RunState, event: Event, now: datetime) -> Transition:
         case Changed(position=position, published=published):
             node = state.nodes[position]
             return Transition(_with_node(state, position, replace(node, published={**node.published, **published})))
-        case PauseOver(position=position):
-            if state.is_stopping or state.is_timed_out:
-                aborted = replace(state.nodes[position], status=StepStatus.ABORTED, finished_at=now)
-                return _finished(replace(state, running=state.running - 1), position, aborted, now)
-            return Transition(state, (StartStep(position, is_first=False),))
-        case HandlerEnded(name=name, outcome=outcome):
-            return _handler_ended(replace(state, running=state.running - 1), name, outcome, now)
+        case PauseOver(node=node_key):
+            return _pause_over(state, node_key, now)
+        case HandlerEnded(name=name, outcome=handled):
+            return _handler_executed(state, name, handled, now)
         case StopRequested():
-            if state.is_stopping or state.phase in (Phase.OUTCOME, Phase.EXIT, Phase.ENDED):
+            if state.is_stopping or state.phase is Phase.ENDED:
                 return Transition(state)
+            if state.phase in (Phase.OUTCOME, Phase.EXIT):
+                # Only the handler that runs now is stopped; the exit handler still gets its turn.
+                return Transition(replace(state, is_stopping=True), (StopRunning(),))
             return _halt(replace(state, is_stopping=True), now)
         case TimedOut():
-            if state.is_timed_out or state.phase is not Phase.STEPS:
+            if state.is_timed_out or state.phase in (Phase.OUTCOME, Phase.EXIT, Phase.ENDED):
                 return Transition(state)
             return _halt(replace(state, is_timed_out=True, error=state.error or "the DAG timed out"), now)
         case DelayOver():
@@ -338,30 +339,64 @@ def advance(state: RunState, event: Event, now: datetime) -> Transition:
             assert_never(event)
 
 
+def _pause_over(state: RunState, key: int | str, now: datetime) -> Transition:
+    """Execute once more what waited for it, unless the run is being halted meanwhile."""
+    halting = state.is_stopping or state.is_timed_out
+    if isinstance(key, int):
+        if not halting:
+            return Transition(state, (StartStep(key, is_first=False),))
+        aborted = replace(state.nodes[key], status=StepStatus.ABORTED, finished_at=now)
+        return _finished(replace(state, running=state.running - 1), key, aborted, now)
+    if not halting or state.phase is not Phase.INIT:
+        return Transition(state, (StartHandler(key, is_first=False),))
+    ended = Outcome(result=Result.ABORTED, error=state.handlers[key].error)
+    return _handler_ended(replace(state, running=state.running - 1), key, ended, now)
+
+
 def _preconditions(state: RunState, now: datetime, *, met: bool, error: str) -> Transition:
-    if error:
+    if state.is_timed_out:
+        return _outcome(replace(state, status=RunStatus.FAILED), now)
+    if error and not state.is_stopping:
         return _outcome(replace(state, status=RunStatus.FAILED, error=error), now)
     if state.is_stopping or not met:
         return _outcome(replace(state, status=RunStatus.ABORTED), now)
     return Transition(replace(state, phase=Phase.INIT, running=state.running + 1), (StartHandler("init"),))
 
 
+def _handler_executed(state: RunState, name: str, outcome: Outcome | None, now: datetime) -> Transition:
+    """Decide what follows one execution of a handler, as for a step: retry, repetition, end."""
+    if outcome is not None:
+        halting = (state.is_stopping or state.is_timed_out) if state.phase is Phase.INIT else False
+        halting = halting or outcome.result is Result.ABORTED
+        node = _executed(state.handlers.get(name, NEW_NODE), outcome)
+        node, pause = _again(state.plan.handlers[name], node, outcome, now, halting=halting)
+        state = replace(state, handlers={**state.handlers, name: node})
+        if pause is not None:
+            return Transition(state, (Pause(name, pause),))
+    return _handler_ended(replace(state, running=state.running - 1), name, outcome, now)
+
+
 def _handler_ended(state: RunState, name: str, outcome: Outcome | None, now: datetime) -> Transition:
     good = outcome is None or outcome.result in (Result.SUCCEEDED, Result.PARTIAL, Result.SKIPPED)
     if outcome is not None:
         node = state.handlers.get(name, NEW_NODE)
-        status = _status_of(outcome)
-        ended = replace(
-            node, status=status, finished_at=now, error=outcome.error, exit_code=outcome.exit_code,
-            done_count=node.done_count + 1, published=outcome.published,
-        )  # fmt: skip
+        policy = state.plan.handlers[name].continue_on
+        if outcome.result is Result.FAILED and retry.accepts(
+            policy, exit_code=outcome.exit_code, output_matches=outcome.output_matches
+        ):
+            good = True
+        ended = replace(node, status=_status_of(outcome), finished_at=now, error=outcome.error)
         state = replace(state, handlers={**state.handlers, name: ended})
+    if name == "init" and state.is_timed_out:
+        return _outcome(replace(state, status=RunStatus.FAILED), now)
     if name == "init":
         if not good or state.is_stopping:
             error = state.error or (f"init handler failed: {outcome.error}" if outcome and not good else "")
             return _outcome(replace(state, status=RunStatus.ABORTED, error=error), now)
         return _continue(replace(state, phase=Phase.STEPS), now)
-    if not good and outcome is not None:
+    if outcome is not None and outcome.result is Result.ABORTED:
+        state = replace(state, status=RunStatus.ABORTED)
+    elif not good and outcome is not None:
         error = state.error or f"handler {HANDLER_NODES[name]} failed: {outcome.error}"
         state = replace(state, status=RunStatus.FAILED, error=error)
     if name == "exit" or state.status is RunStatus.WAITING:
@@ -388,26 +423,14 @@ def _status_of(outcome: Outcome) -> StepStatus:
 
 def _step_ended(state: RunState, position: int, outcome: Outcome, now: datetime) -> Transition:
     """Decide what follows one execution: a retry, a repetition, or the end of the step."""
-    step, node = state.plan.steps[position], state.nodes[position]
+    step = state.plan.steps[position]
     halting = state.is_stopping or state.is_timed_out
-    executed = outcome.result not in (Result.SKIPPED,)
-    node = replace(
-        node, exit_code=outcome.exit_code, error=outcome.error, published={**node.published, **outcome.published},
-        done_count=node.done_count + (1 if executed else 0),
-    )  # fmt: skip
-    is_retried = outcome.result is Result.FAILED and not halting
-    if is_retried and retry.retries(outcome.retry, done=node.retry_count, exit_code=outcome.exit_code):
-        assert outcome.retry is not None, "only a policy retries"
-        pause = outcome.retry.pause_s(node.retry_count)
-        again = replace(node, retry_count=node.retry_count + 1, retried_at=now)
-        return Transition(_with_node(state, position, again), (Pause(position, pause),))
-    if outcome.repeat is not None and outcome.repeat_met is not None and not halting and _may_repeat(step, outcome):
-        assert step.repeat is not None, "only a policy repeats"
-        if retry.repeats(step.repeat.mode, outcome.repeat, executions=node.done_count, met=outcome.repeat_met):
-            pause = outcome.repeat.pause_s(node.done_count - 1)
-            return Transition(_with_node(state, position, node), (Pause(position, pause),))
+    node = _executed(state.nodes[position], outcome)
+    node, pause = _again(step, node, outcome, now, halting=halting)
+    if pause is not None:
+        return Transition(_with_node(state, position, node), (Pause(position, pause),))
     status = _status_of(outcome)
-    if halting and outcome.result is Result.FAILED:
+    if halting and status not in (StepStatus.SUCCEEDED, StepStatus.PARTIALLY_SUCCEEDED):
         status = StepStatus.ABORTED
     if status is StepStatus.FAILED:
         policy = step.continue_on
@@ -420,12 +443,39 @@ def _step_ended(state: RunState, position: int, outcome: Outcome, now: datetime)
     return _finished(replace(state, running=state.running - 1), position, ended, now)
 
 
-def _may_repeat(step: Step, outcome: Outcome) -> bool:
-    """A loop goes on after a failure only where the policy's exit codes ask for it; never after a timeout."""
-    assert step.repeat is not None, "asked only of steps that repeat"
-    if outcome.result in (Result.SUCCEEDED, Result.PARTIAL):
-        return True
-    return outcome.result is Result.FAILED and (bool(step.repeat.exit_codes) or step.repeat.mode == "until")
+def _executed(node: NodeState, outcome: Outcome) -> NodeState:
+    """Note one execution."""
+    return replace(
+        node, exit_code=outcome.exit_code, error=outcome.error, published={**node.published, **outcome.published},
+        done_count=node.done_count + (outcome.result is not Result.SKIPPED),
+    )  # fmt: skip
+
+
+def _again(
+    step: Step, node: NodeState, outcome: Outcome, now: datetime, *, halting: bool
+) -> tuple[NodeState, float | None]:
+    """Return the pause before the next execution, None when there is none; a retry is counted (sections 3.9, 3.10).
+
+    A timeout, a stop and what a precondition says are never tried again. A failure ends a loop unless the policy tests
+    the exit code or waits for something (`until`).
+    """
+    if halting or outcome.result not in (Result.SUCCEEDED, Result.PARTIAL, Result.FAILED):
+        return node, None
+    failed = outcome.result is Result.FAILED
+    if failed and retry.retries(outcome.retry, done=node.retry_count, exit_code=outcome.exit_code):
+        assert outcome.retry is not None, "only a policy retries"
+        # An execution that is tried again does not count as one of a loop's.
+        again = replace(
+            node, retry_count=node.retry_count + 1, retried_at=now, done_count=node.done_count - 1
+        )  # fmt: skip
+        return again, outcome.retry.pause_s(node.retry_count)
+    if outcome.repeat is None or outcome.repeat_met is None or step.repeat is None:
+        return node, None
+    if failed and not step.repeat.exit_codes and step.repeat.mode != "until":
+        return node, None
+    if retry.repeats(step.repeat.mode, outcome.repeat, executions=node.done_count, met=outcome.repeat_met):
+        return node, outcome.repeat.pause_s(node.done_count - 1)
+    return node, None
 
 
 def _finished(state: RunState, position: int, node: NodeState, now: datetime) -> Transition:

@@ -6,8 +6,9 @@ hundred-step run costs one node and one join.
 
 from __future__ import annotations
 
+import contextlib
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import datetime
 from typing import Any
@@ -42,6 +43,8 @@ class Snapshots:
     logs: Sequence[tuple[str, str]]
     handler_steps: Mapping[str, str] = field(default_factory=dict)
     handler_logs: Mapping[str, tuple[str, str]] = field(default_factory=dict)
+    mask: Callable[[str], str] = str
+    """Hides secrets in what steps publish: later steps read it as it is, documents travel and are kept."""
     _nodes: list[tuple[NodeState, str] | None] = field(default_factory=list)
     _head_text: str = ""
 
@@ -69,15 +72,15 @@ class Snapshots:
         known = self._nodes[position]
         if known is not None and known[0] is node:
             return known[1]
-        text = _node_text(self.steps[position], self.logs[position], node)
+        text = _node_text(self.steps[position], self.logs[position], node, self.mask)
         self._nodes[position] = (node, text)
         return text
 
     def _handler(self, name: str, node: NodeState) -> str:
-        return _node_text(self.handler_steps[name], self.handler_logs[name], node)
+        return _node_text(self.handler_steps[name], self.handler_logs[name], node, self.mask)
 
 
-def _node_text(step: str, logs: tuple[str, str], node: NodeState) -> str:
+def _node_text(step: str, logs: tuple[str, str], node: NodeState, mask: Callable[[str], str]) -> str:
     has_run = node.started_at is not None
     values: dict[str, Any] = {
         "stdout": logs[0] if has_run else "",
@@ -95,8 +98,23 @@ def _node_text(step: str, logs: tuple[str, str], node: NodeState) -> str:
         values["skippedByRetry"] = True
     if node.error:
         values["error"] = node.error
-    values.update(node.published)
+    if node.published:
+        values.update((key, _masked(value, mask)) for key, value in node.published.items())
     return f'{{"step":{step},{encode(values)[1:]}'
+
+
+def _masked(value: Any, mask: Callable[[str], str]) -> Any:
+    """Return a published value with secrets hidden in each of its texts; JSON text stays JSON."""
+    if isinstance(value, str):
+        if value[:1] in ("{", "["):
+            with contextlib.suppress(ValueError, RecursionError):
+                return encode(_masked(json.loads(value), mask))
+        return mask(value)
+    if isinstance(value, Mapping):
+        return {key: _masked(item, mask) for key, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [_masked(item, mask) for item in value]
+    return value
 
 
 def step_text(step: Step) -> str:

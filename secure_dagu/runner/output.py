@@ -6,11 +6,11 @@ The log file is the worker's spool: bytes once written never change, and whoever
 from __future__ import annotations
 
 import json
+import os
 import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import BinaryIO
 
 from secure_dagu.dag.model import DeclaredOutput
 from secure_dagu.errors import DefinitionError, LimitExceeded
@@ -23,7 +23,9 @@ class Masker:
 
     def __init__(self, secrets: Sequence[str]) -> None:
         # Longest first, so that a secret which contains another is replaced whole.
-        values = sorted({value.encode() for value in secrets if value}, key=len, reverse=True)
+        # A program that prints JSON prints a secret as JSON writes it, so this form is one to hide too.
+        forms = {form for value in secrets for form in (value, json.dumps(value)[1:-1], _json_text(value))}
+        values = sorted({form.encode() for form in forms if form}, key=len, reverse=True)
         self._pattern = re.compile(b"|".join(re.escape(value) for value in values)) if values else None
         self._values = values
         self._held = b""
@@ -65,33 +67,43 @@ class Masker:
         return longest
 
 
-class LogFile:
-    """One step's stream on disk, masked, appended to by every attempt of the step."""
+def _json_text(value: str) -> str:
+    return json.dumps(value, ensure_ascii=False)[1:-1]
 
-    def __init__(self, path: Path, masker: Masker, told: Callable[[Path, int], None]) -> None:
+
+class LogFile:
+    """One step's stream on disk, masked, appended to by every attempt of the step.
+
+    The file is there from the start, since `${ID.stdout}` and `DAG_RUN_STEP_STDOUT_FILE` name it.
+    """
+
+    def __init__(self, path: Path, masker: Masker, told: Callable[[Path, int], None], *, mode: int = 0o600) -> None:
         self.path = path
-        self.size = path.stat().st_size if path.exists() else 0
         self._masker = masker
         self._told = told
-        self._file: BinaryIO | None = None
+        self._fd = os.open(path, os.O_WRONLY | os.O_APPEND | os.O_CREAT | os.O_CLOEXEC, mode)
+        self.size = os.fstat(self._fd).st_size
 
     def write(self, data: bytes) -> None:
-        """Append; a stream that never gets a byte makes no file."""
+        """Append."""
         self._put(self._masker.feed(data))
 
     def close(self) -> None:
-        """Write what was held back and close the file."""
-        self._put(self._masker.finish())
-        if self._file is not None:
-            self._file.close()
-            self._file = None
+        """Write what was held back and close the file; closing twice is harmless."""
+        if self._fd < 0:
+            return
+        try:
+            self._put(self._masker.finish())
+        finally:
+            os.close(self._fd)
+            self._fd = -1
 
     def _put(self, data: bytes) -> None:
         if not data:
             return
-        if self._file is None:
-            self._file = self.path.open("ab", buffering=0)
-        self._file.write(data)
+        left = memoryview(data)
+        while left:
+            left = left[os.write(self._fd, left) :]
         self.size += len(data)
         self._told(self.path, self.size)
 

@@ -91,7 +91,8 @@ async def stop_marked(marker: str, stopping: Stopping) -> int:
     """Stop every process that still carries a marker beginning with `marker`; return how many there were."""
     tree = _Tree(0, marker)
     found = len(tree.find())
-    await _stop_tree(tree, stopping)
+    if found:  # almost never: one look at /proc is the dearest part of a short run's end, two would be twice that
+        await _stop_tree(tree, stopping)
     return found
 
 
@@ -252,16 +253,19 @@ class _Tree:
         parents: dict[int, int] = {}
         births: dict[int, int] = {}
         found: set[int] = set()
-        for entry in os.scandir("/proc"):
-            if not entry.name.isdigit():
+        own = _stat(os.getpid())
+        own_birth = own[2] if own is not None else 0
+        for name in os.listdir("/proc"):
+            if not name.isdigit():
                 continue
-            pid = int(entry.name)
+            pid = int(name)
             stat = _stat(pid)
             if stat is None:
                 continue
             parents[pid], session, births[pid] = stat
             is_ours = (self.session and session == self.session) or self.members.get(pid) == births[pid]
-            if is_ours or b"\0" + wanted in _environment(pid):
+            # What is older than this process was not started by it, so its environment need not be read.
+            if is_ours or (births[pid] >= own_birth and b"\0" + wanted in _environment(pid)):
                 found.add(pid)
         children: dict[int, list[int]] = {}
         for pid, parent in parents.items():
@@ -287,12 +291,8 @@ class _Tree:
 
 def _stat(pid: int) -> tuple[int, int, int] | None:
     """Return parent, session and start time of a living process, None when it is gone or a zombie."""
-    try:
-        with open(f"/proc/{pid}/stat", "rb", buffering=0) as file:
-            # The name in brackets may hold anything, so count from the last bracket.
-            fields = file.read(1024).rpartition(b")")[2].split()
-    except OSError:
-        return None
+    # The name in brackets may hold anything, so count from the last bracket.
+    fields = _read(f"/proc/{pid}/stat", 1024).rpartition(b")")[2].split(None, 20)
     if len(fields) < 20 or fields[0] in (b"Z", b"X"):
         return None
     return int(fields[1]), int(fields[3]), int(fields[19])
@@ -300,11 +300,21 @@ def _stat(pid: int) -> tuple[int, int, int] | None:
 
 def _environment(pid: int) -> bytes:
     """Return a process's environment with a leading NUL; of another user's process there is nothing to see."""
+    return b"\0" + _read(f"/proc/{pid}/environ", READ_BYTES)
+
+
+def _read(path: str, limit: int) -> bytes:
+    """Return the beginning of a file below /proc, empty when it cannot be read. Bare calls: file objects cost double."""
     try:
-        with open(f"/proc/{pid}/environ", "rb") as file:
-            return b"\0" + file.read(READ_BYTES)
+        fd = os.open(path, os.O_RDONLY)
     except OSError:
         return b""
+    try:
+        return os.read(fd, limit)
+    except OSError:
+        return b""
+    finally:
+        os.close(fd)
 
 
 def _reason(error: OSError | ValueError, program: str) -> str:

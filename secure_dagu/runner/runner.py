@@ -64,8 +64,6 @@ class Execution:
         self.log_names: Mapping[str, str] = prepared.log_names
         self.marker = f"{request.attempt_key}/"
         self.masker = Masker(())
-        self.halted = asyncio.Event()
-        """Set when everything that runs has to stop."""
         self._observer = observer
         self._scope = prepared.scope
         self._secrets: tuple[str, ...] = ()
@@ -75,7 +73,8 @@ class Execution:
         self._state = machine.new_run(
             prepared.plan, kept=prepared.kept, max_active=self.dag.max_active_steps, delay_s=self.dag.delay_s
         )
-        self._never = asyncio.Event()
+        self._halted = asyncio.Event()
+        self._halted_late = asyncio.Event()
         self._log = LogFile(
             self.folders.logs / "scheduler.log", self.masker,
             lambda path, size: observer.log_written("scheduler", LogStream.SCHEDULER, path, size),
@@ -127,14 +126,14 @@ class Execution:
                 self._start(self._check_preconditions())
             case machine.StartStep(position=position, is_first=is_first):
                 self._start(self._step(position, is_first=is_first))
-            case machine.Pause(position=position, seconds=seconds):
-                self._start(self._pause(seconds, machine.PauseOver(position)))
+            case machine.Pause(node=node, seconds=seconds):
+                self._start(self._pause(seconds, machine.PauseOver(node)))
             case machine.Delay(seconds=seconds):
                 self._start(self._pause(seconds, machine.DelayOver()))
-            case machine.StartHandler(name=name):
-                self._start_handler(name)
+            case machine.StartHandler(name=name, is_first=is_first):
+                self._start_handler(name, is_first=is_first)
             case machine.StopRunning():
-                self.halted.set()
+                self.halt().set()
             case machine.End():
                 return True
             case _:
@@ -152,7 +151,11 @@ class Execution:
         except SecureDaguError as error:
             self._events.put_nowait(machine.SetupFailed(str(error)))
             return
+        except OSError as error:
+            self._events.put_nowait(machine.SetupFailed(f"the run could not be set up: {error.strerror}"))
+            return
         self.masker = self.new_masker()
+        self._snapshots.mask = self.masker.text
         self._events.put_nowait(machine.Started())
 
     async def _check_preconditions(self) -> None:
@@ -163,7 +166,8 @@ class Execution:
             chosen = shell.choose(Shell(), self.dag.shell, self.request.default_shell, self._host_shell())
             unmet = await steps.check_all(self, self.dag.preconditions, self._scope, chosen=chosen, cwd=self.work_dir)
         except SecureDaguError as error:
-            self._events.put_nowait(machine.PreconditionsChecked(met=False, error=str(error)))
+            text = self.masker.text(str(error))
+            self._events.put_nowait(machine.PreconditionsChecked(met=False, error=text))
             return
         if unmet:
             self.log("INFO", "DAG preconditions not met")
@@ -179,19 +183,21 @@ class Execution:
         self.log("INFO" if not outcome.error else "ERROR", "Step finished", step=step.name, err=outcome.error)
         self._events.put_nowait(machine.StepEnded(position, outcome))
 
-    def _start_handler(self, name: str) -> None:
+    def _start_handler(self, name: str, *, is_first: bool) -> None:
         step = self.plan.handlers.get(name)
         if step is None:
             self._events.put_nowait(machine.HandlerEnded(name, None))
             return
-        self._state = machine.handler_started(self._state, name, datetime.now(UTC))
-        self._start(self._handler(name, step))
+        if is_first:
+            self._halted_late = asyncio.Event()
+            self._state = machine.handler_started(self._state, name, datetime.now(UTC))
+        self._start(self._handler(name, step, is_first=is_first))
 
-    async def _handler(self, name: str, step: Step) -> None:
+    async def _handler(self, name: str, step: Step, *, is_first: bool) -> None:
         node = HANDLER_NODES[name]
         self.log("INFO", "Step started", step=node)
         outcome = await steps.execute_step(
-            self, step, node=node, scope=self._scope_of_handler(), is_first=True, is_handler=True
+            self, step, node=node, scope=self._scope_of_handler(), is_first=is_first, is_handler=True
         )
         self.log("INFO" if not outcome.error else "ERROR", "Step finished", step=node, err=outcome.error)
         self._events.put_nowait(machine.HandlerEnded(name, outcome))
@@ -199,7 +205,7 @@ class Execution:
     async def _pause(self, seconds: float, event: machine.Event) -> None:
         try:
             async with asyncio.timeout(seconds):
-                await self.halted.wait()
+                await self.halt().wait()
         except TimeoutError:
             pass
         self._events.put_nowait(event)
@@ -215,10 +221,13 @@ class Execution:
 
     # ── what steps ask for ───────────────────────────────────────────────────────────────────────────────────────────
 
-    def halt_of(self, step: Step) -> asyncio.Event:
-        """Return what stops this step: the run's stop, except for outcome and exit handlers, which run after it."""
+    def halt(self) -> asyncio.Event:
+        """Return what stops whatever starts now.
+
+        The handlers after the steps run because of a stop, so each has an event of its own for one that comes later.
+        """
         is_late = self._state.phase in (machine.Phase.OUTCOME, machine.Phase.EXIT)
-        return self._never if is_late else self.halted
+        return self._halted_late if is_late else self._halted
 
     def shell_of(self, step: Step, scope: Scope) -> shell.Chosen:
         """Return the step's shell."""

@@ -7,10 +7,14 @@ outputs. Nothing here decides what follows; the outcome goes to `run.machine`.
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import json
+import os
 import re
+import stat
 import tempfile
-from collections.abc import Mapping
+import time
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -32,8 +36,6 @@ if TYPE_CHECKING:
 
 SUBSTITUTION_S = 2.0
 """How long a command substitution may take (workflow language, section 2.11)."""
-CHECK_S = 60.0
-"""How long a command check of a precondition may take: it has no timeout of its own in the language."""
 
 
 async def execute_step(
@@ -46,7 +48,7 @@ async def execute_step(
     try:
         return await _execute(run, step, node=node, scope=scope, is_first=is_first, is_handler=is_handler)
     except SecureDaguError as error:
-        return Outcome(result=Result.FAILED, exit_code=1, error=str(error))
+        return Outcome(result=Result.FAILED, exit_code=1, error=run.masker.text(str(error)))
     except OSError as error:
         return Outcome(result=Result.FAILED, exit_code=1, error=f"{error.strerror}")
 
@@ -60,23 +62,28 @@ async def _execute(run: Execution, step: Step, *, node: str, scope: Scope, is_fi
     chosen = run.shell_of(step, scope)
     if is_first and step.preconditions:
         unmet = await check_all(run, step.preconditions, scope, chosen=chosen, cwd=cwd)
+        if run.halt().is_set():  # which ends a check too, so that its answer means nothing
+            return Outcome(result=Result.ABORTED)
         if unmet:
-            return Outcome(result=Result.SKIPPED, error="")
+            run.log("INFO", "Step skipped", step=node, reason=run.masker.text(unmet))
+            return Outcome(result=Result.SKIPPED)
     retry, repeat = _policies(step, scope)
     capture = Capture(run.dag.max_output_bytes) if _needs_capture(step) else None
     logs = run.folders.logs
     names = run.log_names[node]
-    with tempfile.NamedTemporaryFile(dir=logs, prefix="output-") as published:
+    with _output_file(logs) as published:
         out = run.log_file(node, LogStream.STDOUT, logs / f"{names}.stdout.log")
         merged = step.merged_logs if step.merged_logs is not None else run.dag.merged_logs
         err = None if merged else run.log_file(node, LogStream.STDERR, logs / f"{names}.stderr.log")
-        attempt = {"DAGU_OUTPUT_FILE": published.name}
+        attempt = {"DAGU_OUTPUT_FILE": str(published)}
         if not is_handler:
             attempt["DAG_RUN_STEP_STDOUT_FILE"] = str(out.path)
             attempt["DAG_RUN_STEP_STDERR_FILE"] = str(err.path if err else out.path)
         scope = scope.with_env(Layer.ATTEMPT, attempt)
         tee_out = _tee(run, step.stdout.path, step.stdout.artifact, scope, cwd)
         tee_err = _tee(run, step.stderr.path, step.stderr.artifact, scope, cwd)
+        if tee_out is not None and tee_err is not None and tee_out.path == tee_err.path:
+            raise DefinitionError("stdout and stderr go to the same file", fix="set `log_output: merged`")
         context = StepContext(
             request=run.request,
             definition=run.definition,
@@ -89,41 +96,48 @@ async def _execute(run: Execution, step: Step, *, node: str, scope: Scope, is_fi
             stdout=_sink(out, capture, tee_out),
             stderr=None if err is None else _sink(err, None, tee_err),
             marker=f"{run.marker}{node}/",
-            stop=asyncio.Event(),
+            stop=asyncio.Event() if step.timeout_s > 0 else run.halt(),
             stopping=process.Stopping(ask=process.signal_named(step.signal_on_stop), grace_s=run.dag.max_clean_up_s),
             children=run.children,
             changed=lambda values: run.publish(node, values),
         )
         try:
-            done = await _with_timeout(run, step, context)
+            done = await (_with_timeout(run, context) if step.timeout_s > 0 else _work(context))
         finally:
             for file in (out, err, tee_out, tee_err):
                 if file is not None:
                     file.close()
-        written = await asyncio.to_thread(_read_bounded, published.name, run.dag.max_output_bytes)
+        written = _read_bounded(published, run.dag.max_output_bytes)
     return await _outcome(run, step, context, done, capture=capture, written=written, retry=retry, repeat=repeat)
 
 
-async def _with_timeout(run: Execution, step: Step, context: StepContext) -> Done:
+async def _work(context: StepContext) -> Done:
+    """Run the executor; what it cannot do is a failure of the step, not of the run."""
+    try:
+        return await EXECUTORS[context.step.kind](context)
+    except SecureDaguError as error:
+        return Done(result=Result.FAILED, exit_code=1, error=str(error))
+    except OSError as error:
+        return Done(result=Result.FAILED, exit_code=1, error=error.strerror or "input or output failed")
+
+
+async def _with_timeout(run: Execution, context: StepContext) -> Done:
     """Run the executor; stop it when the run stops or its own time is over."""
-    executor = EXECUTORS[step.kind]
-    timed_out = False
+    limit_s, started_at = context.step.timeout_s, time.monotonic()
     async with asyncio.TaskGroup() as group:
-        work = group.create_task(executor(context))
-        watch = group.create_task(_pass_on(run.halt_of(step), context.stop))
-        try:
-            if step.timeout_s > 0:
-                done, _ = await asyncio.wait({work}, timeout=step.timeout_s)
-                if not done:
-                    timed_out = True
-                    context.stop.set()
-            result = await work
-        finally:
-            watch.cancel()
+        work = group.create_task(_work(context))
+        watch = group.create_task(_pass_on(run.halt(), context.stop))
+        await asyncio.wait({work}, timeout=limit_s)
+        timed_out = not work.done() and not context.stop.is_set()
+        if timed_out:
+            context.stop.set()
+        done = await work
+        watch.cancel()
     if timed_out:
-        error = f"step timed out after {step.timeout_s:g}s (timeout: {step.timeout_s:g}s)"
+        took_s = time.monotonic() - started_at
+        error = f"step timed out after {took_s:.1f}s (timeout: {limit_s:g}s)"
         return Done(result=Result.TIMED_OUT, exit_code=124, error=error)
-    return result
+    return done
 
 
 async def _pass_on(source: asyncio.Event, target: asyncio.Event) -> None:
@@ -164,7 +178,7 @@ async def _outcome(
         and output.first_line_match(capture.text(), step.continue_on.outputs)
     )
     met: bool | None = None
-    if step.repeat is not None and repeat is not None:
+    if repeat is not None and step.repeat is not None and result is not Result.ABORTED and not context.stop.is_set():
         if isinstance(step.output, str) and "outputValue" in published:
             fresh = {**scope.env.layer(Layer.OUTPUTS), step.output: published["outputValue"]}
             scope = scope.with_env(Layer.OUTPUTS, fresh)
@@ -271,11 +285,10 @@ def _policies(step: Step, scope: Scope) -> tuple[Policy | None, Policy | None]:
 
 
 def _whole(text: str, scope: Scope, field: str) -> int:
-    value = resolve(text, scope, FieldMode.FIELD)
-    try:
-        return int(float(value))
-    except (ValueError, OverflowError):
-        raise DefinitionError(f"{field} is no number", why=f"it resolves to {value[:50]!r}") from None
+    value = resolve(text, scope, FieldMode.FIELD).strip()
+    if not (value.isascii() and value.isdigit() and len(value) <= 18):
+        raise DefinitionError(f"{field} is not a whole number of at least 0", why=f"it resolves to {value[:50]!r}")
+    return int(value)
 
 
 async def _repeat_met(
@@ -311,7 +324,7 @@ async def check_all(
 async def _is_met(run: Execution, item: Precondition, scope: Scope, *, chosen: shell.Chosen, cwd: Path) -> bool:
     if item.expected is None:
         text = resolve(item.condition, scope, FieldMode.SHELL)
-        code = await _shell(run, [chosen.program, *chosen.args, "-c", text], scope, cwd, CHECK_S)
+        code = await _shell(run, [chosen.program, *chosen.args, "-c", text], scope, cwd)
         return code[0] == 0
     if item.eval:
         dynamic = resolve_dynamic(item.eval, scope)
@@ -337,8 +350,10 @@ async def substitute(run: Execution, command: str, scope: Scope, *, chosen: shel
     return text.strip()
 
 
-async def _shell(run: Execution, argv: list[str], scope: Scope, cwd: Path, limit_s: float) -> tuple[int, str]:
-    """Run a helper command of the engine; its output is not logged."""
+async def _shell(
+    run: Execution, argv: list[str], scope: Scope, cwd: Path, limit_s: float | None = None
+) -> tuple[int, str]:
+    """Run a helper command of the engine; its output is not logged. A stop of the run ends it."""
     captured = Capture(run.dag.max_output_bytes)
     try:
         async with asyncio.timeout(limit_s):
@@ -348,9 +363,9 @@ async def _shell(run: Execution, argv: list[str], scope: Scope, cwd: Path, limit
                 cwd=cwd,
                 stdout=captured.write,
                 stderr=lambda data: None,
-                marker=run.marker,
-                stop=run.halted,
-                stopping=process.Stopping(),
+                marker=f"{run.marker}checks/",
+                stop=run.halt(),
+                stopping=process.Stopping(grace_s=run.dag.max_clean_up_s),
             )
     except TimeoutError:
         return -9, ""
@@ -386,7 +401,7 @@ def _tee(run: Execution, path: str, artifact: str, scope: Scope, cwd: Path) -> L
     else:
         return None
     target.parent.mkdir(parents=True, exist_ok=True)
-    return LogFile(target, run.new_masker(), lambda _path, _size: None)
+    return LogFile(target, run.new_masker(), lambda _path, _size: None, mode=0o644)
 
 
 def _sink(log: LogFile, capture: Capture | None, tee: LogFile | None) -> process.Sink:
@@ -403,8 +418,27 @@ def _sink(log: LogFile, capture: Capture | None, tee: LogFile | None) -> process
     return write
 
 
-def _read_bounded(name: str, limit: int) -> str:
-    with Path(name).open("rb") as file:
+@contextlib.contextmanager
+def _output_file(folder: Path) -> Iterator[Path]:
+    """Make the file of one attempt's declared outputs, empty and ours alone; remove it afterwards."""
+    handle, name = tempfile.mkstemp(prefix="output-", dir=folder)
+    os.close(handle)
+    try:
+        yield Path(name)
+    finally:
+        with contextlib.suppress(OSError):
+            os.unlink(name)
+
+
+def _read_bounded(path: Path, limit: int) -> str:
+    try:
+        # The step could have put a link or a pipe there.
+        handle = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC)
+    except OSError as error:
+        raise DefinitionError("the output file cannot be read", why=str(error.strerror)) from None
+    with os.fdopen(handle, "rb") as file:
+        if not stat.S_ISREG(os.fstat(handle).st_mode):
+            raise DefinitionError("the output file is no plain file any more")
         data = file.read(limit + 1)
     if len(data) > limit:
         raise DefinitionError("the output file is too large", why=f"max_output_size is {limit} bytes")

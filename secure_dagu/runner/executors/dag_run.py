@@ -20,7 +20,7 @@ from secure_dagu.dag.model import Dag, Parallel
 from secure_dagu.dag.params import split_words
 from secure_dagu.dag.scope import Layer, Scope
 from secure_dagu.dag.values import FieldMode, resolve, resolve_tree
-from secure_dagu.errors import DefinitionError, NotFound
+from secure_dagu.errors import DefinitionError, NotFound, SecureDaguError
 from secure_dagu.run.machine import Result
 from secure_dagu.run.model import DagRunRef, RunStatus
 from secure_dagu.runner.api import ChildRequest, ChildResult
@@ -56,7 +56,7 @@ async def execute(context: StepContext) -> Done:
                 return
             try:
                 results[number] = await context.children.run(request)
-            except (NotFound, DefinitionError) as error:
+            except SecureDaguError as error:  # this child's; the others go on
                 errors.append(str(error))
 
     async with asyncio.TaskGroup() as group:
