@@ -175,9 +175,9 @@ def kept_nodes(document: str, names: Sequence[str]) -> dict[int, NodeState]:
     found: dict[int, NodeState] = {}
     try:
         values = json.loads(document).get("nodes") or []
-    except (ValueError, AttributeError):
+    except (ValueError, AttributeError, RecursionError):
         return {}
-    for value in values:
+    for value in values if isinstance(values, list) else ():
         try:
             position = index[value["step"]["name"]]
             found[position] = NodeState(
@@ -187,16 +187,42 @@ def kept_nodes(document: str, names: Sequence[str]) -> dict[int, NodeState]:
                 error=str(value.get("error") or ""),
                 retry_count=int(value.get("retryCount") or 0),
                 done_count=int(value.get("doneCount") or 0),
+                exit_code=0 if value["status"] == StepStatus.SUCCEEDED else None,
                 is_kept=True,
-                published={key: value[key] for key in PUBLISHED if value.get(key)},
+                published={key: value[key] for key, check in PUBLISHED.items() if check(value.get(key))},
             )
-        except (KeyError, TypeError, ValueError):
+        except (KeyError, TypeError, ValueError, AttributeError):
             continue
     return found
 
 
-PUBLISHED = ("outputVariables", "outputValue", "outputsValue", "stepOutputsValue", "children")
-"""What a node keeps for others to read; the keys of `NodeState.published`."""
+def _is_text(value: Any) -> bool:
+    return isinstance(value, str)
+
+
+def _is_object_text(value: Any) -> bool:
+    try:
+        return isinstance(value, str) and isinstance(json.loads(value), dict)
+    except (ValueError, RecursionError):
+        return False
+
+
+def _is_texts(value: Any) -> bool:
+    return isinstance(value, dict) and all(isinstance(item, str) for item in value.values())
+
+
+def _is_list(value: Any) -> bool:
+    return isinstance(value, list)
+
+
+PUBLISHED: Mapping[str, Callable[[Any], bool]] = {
+    "outputVariables": _is_texts,
+    "outputValue": _is_text,
+    "outputsValue": _is_object_text,
+    "stepOutputsValue": _is_object_text,
+    "children": _is_list,
+}
+"""What a node keeps for others to read, the keys of `NodeState.published`, and what each must look like."""
 
 
 def _moment(text: Any) -> datetime | None:

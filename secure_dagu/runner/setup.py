@@ -5,6 +5,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import re
 import time
@@ -24,6 +25,7 @@ from secure_dagu.dispatch.model import Operation
 from secure_dagu.errors import DefinitionError, SecureDaguError
 from secure_dagu.run.machine import HANDLER_NODES, NodeState, reset_positions
 from secure_dagu.run.model import RunStatus, StepStatus, TriggerType
+from secure_dagu.run.retry import accepts
 from secure_dagu.run.snapshot import Snapshots, encode, kept_nodes, step_text, time_text
 from secure_dagu.runner import shell
 from secure_dagu.runner.api import RunRequest
@@ -34,6 +36,10 @@ if TYPE_CHECKING:
 
 _PROCESS_STARTED_MS = time.time_ns() // 1_000_000
 _UNSAFE = re.compile(r"[^A-Za-z0-9_-]")
+_TAKEN_OVER = ("createdAt", "queuedAt", "scheduleTime", "parallelItem", "autoRetryCount", "profileName")
+"""What a retry keeps of the earlier attempt (protocol, section 3.12)."""
+_EXIT = re.compile(r"(?:command \d+ failed: )?exit status (\d{1,3})")
+_VARIABLE = re.compile(r"\$\{([A-Za-z_][A-Za-z0-9_]*)\}|\$([A-Za-z_][A-Za-z0-9_]*)")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -150,14 +156,18 @@ def _caller_params(request: RunRequest) -> str:
     task = request.task
     if task.params or task.operation is not Operation.RETRY or not task.previous_status:
         return task.params
-    import json
-
-    try:
-        listed = json.loads(task.previous_status).get("paramsList") or []
-    except (ValueError, AttributeError):
-        return ""
+    listed = _document(task.previous_status).get("paramsList") or []
     words = dict(str(word).partition("=")[::2] for word in listed if "=" in str(word))
     return encode(words) if words else ""
+
+
+def _document(text: str) -> Mapping[str, Any]:
+    """Return the document of an earlier attempt; empty when it is none."""
+    try:
+        value = json.loads(text) if text else {}
+    except (ValueError, RecursionError):
+        return {}
+    return value if isinstance(value, dict) else {}
 
 
 def _kept(request: RunRequest, plan: Plan) -> Mapping[int, NodeState]:
@@ -166,25 +176,36 @@ def _kept(request: RunRequest, plan: Plan) -> Mapping[int, NodeState]:
     if task.operation is not Operation.RETRY or not task.previous_status:
         return {}
     found = kept_nodes(task.previous_status, [step.name for step in plan.steps])
-    if not found:
-        return {}
     if task.step and task.step not in plan.index:
         raise DefinitionError(f"there is no step {task.step!r} to retry")
     statuses = [
         found[position].status if position in found else StepStatus.NOT_STARTED for position in range(len(plan.steps))
     ]
     again = reset_positions(plan, statuses, step=task.step, include_downstream=task.include_downstream)
-    return {
-        position: node
-        for position, node in found.items()
-        if position not in again and (node.status.is_terminal or task.step)
-    }
+    kept: dict[int, NodeState] = {}
+    for position, step in enumerate(plan.steps):
+        if position in again:
+            continue
+        node = found.get(position, NodeState())
+        if not node.status.is_terminal:  # only in a retry of one step: the others keep even what they have not
+            node = replace(node, status=StepStatus.ABORTED)
+        elif node.status is StepStatus.FAILED:
+            code = _EXIT.match(node.error)
+            accepted = accepts(
+                step.continue_on,
+                exit_code=int(code[1]) if code else None,
+                output_matches=bool(step.continue_on.outputs),
+            )
+            node = replace(node, is_accepted=accepted)
+        kept[position] = replace(node, is_kept=True)
+    return kept
 
 
 def _head(request: RunRequest, dag: Dag | None, work_dir: Path) -> dict[str, Any]:
     """Return the keys of a document that never change."""
     task = request.task
     previous = task.operation is Operation.RETRY
+    before = _document(task.previous_status) if previous else {}
     head: dict[str, Any] = {
         "root": {"name": task.root.name, "id": task.root.run_id},
         "name": task.run.name,
@@ -214,6 +235,8 @@ def _head(request: RunRequest, dag: Dag | None, work_dir: Path) -> dict[str, Any
         "labels": [label for label in task.labels.split(",") if label],
         "warnings": list(request.warnings),
     }
+    if previous:
+        optional |= {key: before[key] for key in _TAKEN_OVER if key in before}
     head.update({key: value for key, value in optional.items() if value})
     if dag is not None and dag.artifacts.enabled:
         head["archiveDir"] = str(request.folders.artifacts)
@@ -273,8 +296,10 @@ def _dotenv(run: Execution, scope: Scope) -> dict[str, str]:
         if path.is_file():
             from dotenv import dotenv_values  # only for runs that have such a file
 
-            found = dotenv_values(path, interpolate=True)
-            values.update({key: value for key, value in found.items() if value is not None})
+            # Not with its own interpolation: that one sees this process's environment, which no step may.
+            for key, value in dotenv_values(path, interpolate=False).items():
+                if value is not None:
+                    values[key] = _VARIABLE.sub(lambda found: values.get(found[1] or found[2], found[0]), value)
     return values
 
 

@@ -11,7 +11,6 @@ from secure_dagu.dag.load import load_definition
 from secure_dagu.dag.plan import Plan, make_plan
 from secure_dagu.run import machine
 from secure_dagu.run.machine import Outcome, Result
-from secure_dagu.run.model import StepStatus
 from secure_dagu.run.retry import Policy
 
 NOW = datetime(2026, 1, 2, 3, 4, 5, tzinfo=UTC)
