@@ -109,9 +109,7 @@ async def follow(
                 for event in tail.read(None if has_status else dirty):
                     yield event
             if is_over:
-                if text != sent:
-                    yield RunEvent(status=text)
-                yield RunEvent(ended=True)
+                yield RunEvent(status=text if text != sent else "", ended=True)
                 return
             if changes.is_closing:
                 return
