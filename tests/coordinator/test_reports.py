@@ -391,7 +391,7 @@ async def test_following_a_run_shows_every_byte_and_ends(place: Place) -> None:
         }
         assert logs == {"one": b"early late", "scheduler": b"{}\n"}
         assert events[-1].ended
-        assert json.loads(events[-2].status)["status"] == 4, "the end is told after the last byte"
+        assert json.loads(events[-1].status)["status"] == 4, "the end is told after the last byte"
 
 
 async def test_following_a_finished_run_replays_it(place: Place) -> None:
