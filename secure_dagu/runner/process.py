@@ -25,6 +25,8 @@ from pathlib import Path
 MARKER = "_DAGU_INTERNAL_RUN"
 """Variable that names the run and step in every process of a step; it never comes from a host environment."""
 READ_BYTES = 256 * 1024
+PROC_BYTES = 8 * 1024
+"""What one read of a file below /proc asks for; nearly always all there is, and a large buffer costs more than it."""
 STRAGGLERS_S = 0.2
 """How long output is still read after the process has ended: a detached grandchild may hold the pipe for ever."""
 RESIGNAL_S = 5.0
@@ -249,27 +251,18 @@ class _Tree:
 
     def find(self) -> Mapping[int, int]:
         """Look again; members of a former look whose parents are gone stay members."""
-        wanted = f"{MARKER}={self.marker}".encode()
-        parents: dict[int, int] = {}
+        pids = [int(name) for name in os.listdir("/proc") if name.isdigit()]
+        signed = {pid for pid in pids if self._is_signed(pid)}
+        if not signed and not self.members:
+            return self.members  # nobody to descend from: the rule at the end of a run, and five times cheaper
         births: dict[int, int] = {}
-        found: set[int] = set()
-        own = _stat(os.getpid())
-        own_birth = own[2] if own is not None else 0
-        for name in os.listdir("/proc"):
-            if not name.isdigit():
-                continue
-            pid = int(name)
-            stat = _stat(pid)
-            if stat is None:
-                continue
-            parents[pid], session, births[pid] = stat
-            is_ours = (self.session and session == self.session) or self.members.get(pid) == births[pid]
-            # What is older than this process was not started by it, so its environment need not be read.
-            if is_ours or (births[pid] >= own_birth and b"\0" + wanted in _environment(pid)):
-                found.add(pid)
         children: dict[int, list[int]] = {}
-        for pid, parent in parents.items():
-            children.setdefault(parent, []).append(pid)
+        for pid in pids:
+            stat = _stat(pid)
+            if stat is not None:
+                parent, births[pid] = stat
+                children.setdefault(parent, []).append(pid)
+        found = {pid for pid in births if pid in signed or self.members.get(pid) == births[pid]}
         unseen = list(found)
         while unseen:
             for pid in children.get(unseen.pop(), ()):
@@ -280,6 +273,15 @@ class _Tree:
         self.members = {pid: births[pid] for pid in found}
         return self.members
 
+    def _is_signed(self, pid: int) -> bool:
+        """Tell whether a process has the session or carries the marker. Cheap: 1 µs and 6 µs, against 35 of a stat."""
+        try:
+            if self.session and os.getsid(pid) == self.session:
+                return True
+        except ProcessLookupError:
+            return False
+        return f"\0{MARKER}={self.marker}".encode() in _environment(pid)
+
     def signal(self, number: signal.Signals) -> None:
         """Signal everybody; whoever appears meanwhile in the session's own group is reached too."""
         if not self.members:
@@ -289,32 +291,36 @@ class _Tree:
                 os.kill(pid, number)
 
 
-def _stat(pid: int) -> tuple[int, int, int] | None:
-    """Return parent, session and start time of a living process, None when it is gone or a zombie."""
+def _stat(pid: int) -> tuple[int, int] | None:
+    """Return parent and start time of a living process, None when it is gone or a zombie."""
     # The name in brackets may hold anything, so count from the last bracket.
-    fields = _read(f"/proc/{pid}/stat", 1024).rpartition(b")")[2].split(None, 20)
+    fields = _read(f"/proc/{pid}/stat").rpartition(b")")[2].split(None, 20)
     if len(fields) < 20 or fields[0] in (b"Z", b"X"):
         return None
-    return int(fields[1]), int(fields[3]), int(fields[19])
+    return int(fields[1]), int(fields[19])
 
 
 def _environment(pid: int) -> bytes:
     """Return a process's environment with a leading NUL; of another user's process there is nothing to see."""
-    return b"\0" + _read(f"/proc/{pid}/environ", READ_BYTES)
+    return b"\0" + _read(f"/proc/{pid}/environ")
 
 
-def _read(path: str, limit: int) -> bytes:
-    """Return the beginning of a file below /proc, empty when it cannot be read. Bare calls: file objects cost double."""
+def _read(path: str) -> bytes:
+    """Return a file below /proc, empty when it cannot be read, in bare calls: a file object costs twice as much."""
     try:
         fd = os.open(path, os.O_RDONLY)
     except OSError:
         return b""
     try:
-        return os.read(fd, limit)
+        data = piece = os.read(fd, PROC_BYTES)
+        while len(piece) == PROC_BYTES and len(data) < READ_BYTES:
+            piece = os.read(fd, PROC_BYTES)
+            data += piece
     except OSError:
         return b""
     finally:
         os.close(fd)
+    return data
 
 
 def _reason(error: OSError | ValueError, program: str) -> str:
