@@ -121,9 +121,9 @@ def commands() -> str:
 
 def configuration() -> str:
     """Return every setting."""
-    from secure_dagu.config.reference import page
+    from secure_dagu.config.reference import configuration_page
 
-    return page()
+    return configuration_page()
 
 
 PAGES: Mapping[str, Callable[[], str]] = {
