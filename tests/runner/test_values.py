@@ -1,0 +1,198 @@
+"""What steps see and what they publish: environment, parameters, files, outputs, secrets."""
+
+from __future__ import annotations
+
+import json
+import os
+from pathlib import Path
+
+import pytest
+
+from secure_dagu.run.model import RunStatus
+from tests.runner.harness import HOST_ENV, Children, run
+
+SECRET = "hunter2-hunter2"
+MASK = "*******"
+
+
+async def test_a_step_sees_the_scope_and_nothing_of_this_process(tmp_path: Path) -> None:
+    os.environ["ONLY_THE_WORKER_HAS_THIS"] = "1"  # the threat is exactly this: what the worker was started with
+    try:
+        seen = await run("env: [ROOT: r]\nsteps: [{name: a, env: [OWN: o], run: env}]", tmp_path)
+    finally:
+        del os.environ["ONLY_THE_WORKER_HAS_THIS"]
+    names = {line.partition("=")[0] for line in seen.out("a").splitlines()}
+    assert names == {
+        *HOST_ENV, "ROOT", "OWN", "PWD", "DAG_NAME", "DAG_RUN_ID", "DAG_RUN_LOG_FILE", "DAG_RUN_WORK_DIR",
+        "DAG_RUN_STEP_NAME", "DAG_RUN_STEP_STDOUT_FILE", "DAG_RUN_STEP_STDERR_FILE", "DAGU_OUTPUT_FILE",
+        "_DAGU_INTERNAL_RUN",
+    }  # fmt: skip
+
+
+async def test_a_dotenv_file_cannot_reach_the_environment_of_this_process(tmp_path: Path) -> None:
+    """python-dotenv expands `${…}` from `os.environ`, which would hand the worker's own variables to a step."""
+    (tmp_path / "work").mkdir()
+    (tmp_path / "work" / ".env").write_text("A=1\nB=${A}2\nC=${PYTEST_CURRENT_TEST}\nD=$A\n")
+    seen = await run("steps: [{name: a, run: echo $A $B $C $D}]", tmp_path)
+    assert seen.out("a") == "1 12 ${PYTEST_CURRENT_TEST} 1\n"
+
+
+async def test_parameters_reach_text_environment_and_document(tmp_path: Path) -> None:
+    text = (
+        "params: [{name: who, default: x}, {name: n, default: '5'}]\nsteps: [{name: a, run: 'echo ${params.who} $n'}]"
+    )
+    seen = await run(text, tmp_path, params="who=bob")
+    assert seen.out("a") == "bob 5\n"
+    assert seen.final["paramsList"] == ["who=bob", "n=5"]
+    assert seen.final["params"] == "who=bob n=5"
+
+
+async def test_outputs_are_read_by_the_steps_that_depend_on_them(tmp_path: Path) -> None:
+    text = r"""
+steps:
+  - name: a
+    id: a
+    output: OUT
+    outputs: [{name: v}, {name: j, type: json}]
+    run: |
+      printf 'v<<E\none=1\ntwo\nE\nj={"k":1}\n' > $DAGU_OUTPUT_FILE
+      echo hi
+  - name: b
+    depends: a
+    run: |
+      printf '%s|' "${steps.a.outputs.v}" "$OUT" "${a.output}" "${a.exit_code}" "${a.outputs.v}"
+  - {name: c, depends: b, run: 'cat ${a.stdout}; echo $OUT'}
+  - {name: stranger, run: 'echo "[$OUT]"'}
+"""
+    seen = await run(text, tmp_path)
+    assert seen.status is RunStatus.SUCCEEDED, seen.details()
+    assert seen.out("b") == "one=1\ntwo|hi|hi|0|one=1\ntwo|"
+    assert seen.out("c") == "hi\nhi\n"
+    assert seen.out("stranger") == "[]\n"
+    node = seen.details()["a"]
+    assert node["outputVariables"] == {"OUT": "OUT=hi"}
+    assert json.loads(node["stepOutputsValue"]) == {"v": "one=1\ntwo", "j": '{"k":1}'}
+
+
+async def test_a_mapping_of_outputs_is_published(tmp_path: Path) -> None:
+    text = """
+steps:
+  - name: a
+    id: a
+    run: "echo '{\\"v\\":{\\"x\\":3}}'"
+    output: {n: {from: stdout, decode: json, select: .v.x}, lit: 7}
+  - {name: w, id: w, action: outputs.write, with: {values: {k: v}}}
+  - {name: b, depends: [a, w], run: 'echo ${a.output.n} ${a.output.lit} ${w.outputs.k}'}
+"""
+    assert (await run(text, tmp_path)).out("b") == "3 7 v\n"
+
+
+async def test_a_step_without_output_has_an_empty_log_that_others_can_read(tmp_path: Path) -> None:
+    seen = await run("steps: [{name: a, id: a, run: 'true'}, {name: b, depends: a, run: 'cat ${a.stdout}'}]", tmp_path)
+    assert seen.status is RunStatus.SUCCEEDED
+    assert not seen.sizes.keys() & {("a", 1), ("a", 2)}, "a stream without bytes is not announced"
+
+
+async def test_captured_output_has_a_limit(tmp_path: Path) -> None:
+    text = "max_output_size: 10\nsteps: [{name: a, output: O, run: echo 12345678901}]"
+    seen = await run(text, tmp_path)
+    assert "max_output_size" in seen.details()["a"]["error"]
+    assert seen.out("a") == "12345678901\n", "the log keeps everything"
+
+
+async def test_working_directories_are_made_and_nested(tmp_path: Path) -> None:
+    seen = await run("working_dir: top\nsteps: [{name: a, run: pwd}, {name: b, working_dir: sub, run: pwd}]", tmp_path)
+    assert seen.out("a") == f"{tmp_path}/work/top\n"
+    assert seen.out("b") == f"{tmp_path}/work/top/sub\n"
+
+
+async def test_streams_go_to_files_and_artifacts_too(tmp_path: Path) -> None:
+    text = """
+steps:
+  - {name: a, run: "echo out; echo err >&2", stdout: logs/out.txt, stderr: {artifact: sub/err.txt}}
+  - {name: b, depends: a, run: "echo more", stdout: logs/out.txt}
+"""
+    seen = await run(text, tmp_path)
+    assert (tmp_path / "work" / "logs" / "out.txt").read_text() == "out\nmore\n"
+    assert (tmp_path / "artifacts" / "sub" / "err.txt").read_text() == "err\n"
+    assert seen.out("a") == "out\n"
+    assert seen.final["archiveDir"] == str(tmp_path / "artifacts")
+
+
+async def test_merged_logs_keep_the_order_of_writing(tmp_path: Path) -> None:
+    seen = await run("log_output: merged\nsteps: [{name: a, run: 'echo 1; echo 2 >&2; echo 3'}]", tmp_path)
+    assert seen.out("a") == "1\n2\n3\n"
+    assert "a.stderr.log" not in seen.logs
+
+
+@pytest.mark.parametrize(
+    ("command", "shown"),
+    [
+        ("echo before $S after", f"before {MASK} after\n"),
+        ("printf hunter2; sleep 0.02; printf -- '-hunter2 end'", f"{MASK} end"),
+        ("printf hunter2-hunter", "hunter2-hunter"),
+        ("""printf '{"p":"%s"}' "$S" """, f'{{"p":"{MASK}"}}'),
+    ],
+)
+async def test_secrets_are_masked_wherever_they_are_kept(tmp_path: Path, command: str, shown: str) -> None:
+    children = Children(secrets={"team/s": SECRET})
+    text = f"""
+secrets: [{{name: S, ref: team/s}}]
+steps:
+  - name: a
+    id: a
+    output: O
+    stdout: copy.txt
+    run: |
+      {command}
+  - {{name: b, depends: a, run: 'test "$O" = "$(cat raw)" || echo differs; echo ${{a.output}} >&2'}}
+  - {{name: raw, run: 'true'}}
+"""
+    seen = await run(text, tmp_path, children=children)
+    assert seen.out("a") == shown
+    assert (tmp_path / "work" / "copy.txt").read_text() == shown
+    for name, data in seen.logs.items():
+        assert SECRET.encode() not in data, name
+    assert SECRET not in json.dumps(seen.documents)
+
+
+async def test_a_secret_reaches_later_steps_as_it_is(tmp_path: Path) -> None:
+    children = Children(secrets={"team/s": SECRET})
+    text = (
+        "secrets: [{name: S, ref: team/s}]\n"
+        "steps: [{name: a, output: O, run: 'echo $S'}, {name: b, depends: a, run: 'test $O = $S && echo same'}]"
+    )
+    seen = await run(text, tmp_path, children=children)
+    assert seen.out("b") == "same\n"
+    assert seen.details()["a"]["outputVariables"] == {"O": f"O={MASK}"}
+
+
+async def test_published_json_stays_json_when_a_secret_in_it_is_masked(tmp_path: Path) -> None:
+    children = Children(secrets={"s": 'a"b\\c'})
+    text = (
+        "secrets: [{name: S, ref: s}]\n"
+        "steps: [{name: a, action: outputs.write, with: {values: {k: 'x $S y', n: {deep: [$S]}}}}]"
+    )
+    seen = await run(text, tmp_path, children=children)
+    assert json.loads(seen.details()["a"]["outputsValue"]) == {"k": f"x {MASK} y", "n": {"deep": [MASK]}}
+
+
+async def test_the_run_log_is_json_lines_without_the_text_of_commands(tmp_path: Path) -> None:
+    seen = await run("steps: [{name: a, run: echo canary; exit 3}]", tmp_path)
+    lines = [json.loads(line) for line in seen.logs["scheduler.log"].splitlines()]
+    assert {"time", "level", "msg", "dag", "run-id", "worker-id", "attempt-id"} <= lines[0].keys()
+    assert any(line.get("step") == "a" and line.get("err") == "exit status 3" for line in lines)
+    assert b"canary" not in seen.logs["scheduler.log"]
+
+
+async def test_documents_carry_their_identity(tmp_path: Path) -> None:
+    seen = await run("steps: [{name: a, run: 'true'}]", tmp_path, labels="team=a,x")
+    for document in seen.documents:
+        assert document["name"] == "demo"
+        assert document["dagRunId"] == "run-1"
+        assert document["root"] == {"name": "demo", "id": "run-1"}
+        assert document["attemptKey"] == document["claimKey"]
+        assert document["labels"] == ["team=a", "x"]
+        assert document["pendingStepRetries"] is None
+    assert [document["status"] for document in seen.documents[:-1]] == [1] * (len(seen.documents) - 1)
+    assert seen.final["finishedAt"].endswith("Z")
