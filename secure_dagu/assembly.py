@@ -8,6 +8,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import gc
+import hashlib
 import platform
 import secrets
 import signal
@@ -335,6 +336,8 @@ def _describe(policy: ServerPolicy | ClientPolicy | UnsafePlaintext, *, side: st
     for facts, role, source in slots:
         metrics.CERTIFICATE_NOT_AFTER.labels(role, source).set(facts.not_after.timestamp())
         metrics.CERTIFICATE_NOT_BEFORE.labels(role, source).set(facts.not_before.timestamp())
+        serial_hash = hashlib.sha256(f"{facts.serial:x}".encode()).hexdigest()[:8]
+        metrics.CERTIFICATE_INFO.labels(role, source).info({"serial_hash": serial_hash, "key_type": facts.key_type})
 
 
 def _server_events(event: LinkEvent) -> None:

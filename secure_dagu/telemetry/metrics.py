@@ -47,12 +47,6 @@ SECURITY_INFO = Info(
     "secure_dagu_security", "Configured peer security: peer_mode, min_tls_version, cipher_policy, fips, crl.",
     registry=COMMON,
 )  # fmt: skip
-CONFIG_RELOAD_OK = Gauge(
-    "secure_dagu_config_last_reload_success", "1 if the last reload of certificates succeeded.", registry=COMMON
-)
-CONFIG_RELOADED_AT = Gauge(
-    "secure_dagu_config_last_reload_timestamp_seconds", "When certificates were last reloaded.", registry=COMMON
-)
 
 # -- C.2 transport -----------------------------------------------------------------------------------------------------
 
@@ -90,9 +84,6 @@ RPC_SERVER = RpcSeries("server")
 COORDINATOR.register(RPC_SERVER)
 RPC_CLIENT = RpcSeries("client")
 WORKER.register(RPC_CLIENT)
-MESSAGE_SIZE_EXCEEDED = Counter(
-    "secure_dagu_grpc_message_size_exceeded_total", "Messages above the size limit.", registry=COMMON
-)
 
 # -- C.4 certificates --------------------------------------------------------------------------------------------------
 
@@ -105,33 +96,12 @@ CERTIFICATE_NOT_BEFORE = Gauge(
     "secure_dagu_certificate_not_before_timestamp_seconds", "Start of the certificate that this process has loaded.",
     _SLOT, registry=COMMON,
 )  # fmt: skip
-CERTIFICATE_FILE_NOT_AFTER = Gauge(
-    "secure_dagu_certificate_file_not_after_timestamp_seconds",
-    "End of the certificate on disk; another one than the loaded: a reload was missed.", _SLOT, registry=COMMON,
-)  # fmt: skip
 CERTIFICATE_INFO = Info(
     "secure_dagu_certificate", "The loaded certificate: serial_hash, key_type.", _SLOT, registry=COMMON
-)
-CERTIFICATE_RELOADS = Counter(
-    "secure_dagu_certificate_reloads_total", "Reloads of certificate files.", ("result",), registry=COMMON
 )
 PEER_CERTIFICATE_NOT_AFTER = Gauge(
     "secure_dagu_peer_certificate_not_after_timestamp_seconds", "End of the certificate of a live worker.",
     ("worker_id",), registry=COORDINATOR,
-)  # fmt: skip
-CERTIFICATES_ISSUED = Counter(
-    "secure_dagu_pki_certificates_issued_total", "Certificates issued.", ("role",), registry=COMMON
-)
-CERTIFICATES_REVOKED = Counter(
-    "secure_dagu_pki_certificates_revoked_total", "Certificates revoked.", ("reason",), registry=COMMON
-)
-CRL_NEXT_UPDATE = Gauge(
-    "secure_dagu_crl_next_update_timestamp_seconds", "When the loaded CRL goes stale.", registry=COORDINATOR
-)
-CRL_ENTRIES = Gauge("secure_dagu_crl_entries", "Revoked serials in the loaded CRL.", registry=COORDINATOR)
-REVOKED_PEER_ATTEMPTS = Counter(
-    "secure_dagu_revoked_peer_attempts_total", "Connections and calls with a revoked certificate.",
-    registry=COORDINATOR,
 )  # fmt: skip
 
 # -- C.5 workers (the gauges come from `show_workers`) -----------------------------------------------------------------
@@ -216,7 +186,6 @@ LABEL_OVERFLOW = Counter(
 for _counter, *_values in (
     (HANDSHAKE_FAILURES, ("server", "client"), HANDSHAKE_REASONS),
     (CONNECT_ATTEMPTS, CONNECT_RESULTS),
-    (CERTIFICATE_RELOADS, ("ok", "error")),
     (WORKERS_LOST, LOST_REASONS),
     (TASKS_DISPATCHED, DISPATCH_RESULTS, ("start", "retry")),
     (CLAIM_ACKS, ("ok", "timeout", "rejected")),
@@ -235,7 +204,7 @@ for _counter, *_values in (
         for _rest in _values[1] if len(_values) > 1 else (None,):
             _counter.labels(_first, *(() if _rest is None else (_rest,)))
 
-for _moment in (CONFIG_RELOADED_AT, CRL_NEXT_UPDATE, ZOMBIE_SWEEP_AT, LAST_POLL_AT):
+for _moment in (ZOMBIE_SWEEP_AT, LAST_POLL_AT):
     _moment.set(float("nan"))  # not reached: compares with nothing, so no alert takes 1970 for a moment
 
 # -- labels ------------------------------------------------------------------------------------------------------------
@@ -255,7 +224,10 @@ def bounded_label(text: str) -> str:
 
 def connection_opened(peer: Peer) -> None:
     """Count a connection that has passed the edge."""
-    PEER_CONNECTIONS_OPENED.labels(*_connection(peer.identity.role if peer.identity else None, peer.tls_version)).inc()
+    role = peer.identity.role if peer.identity else None
+    PEER_CONNECTIONS_OPENED.labels(*_connection(role, peer.tls_version)).inc()
+    if peer.identity is not None and role is Role.WORKER and peer.not_after is not None:
+        PEER_CERTIFICATE_NOT_AFTER.labels(bounded_label(peer.identity.name)).set(peer.not_after.timestamp())
 
 
 def _connection(role: Role | None, tls_version: str) -> tuple[str, str, str]:
@@ -295,7 +267,7 @@ def forget_worker(worker_id: str) -> None:
     label = bounded_label(worker_id)
     if _heartbeat_series.pop(worker_id, None) is not None:
         _HEARTBEATS.remove(label)
-    PEER_CERTIFICATE_NOT_AFTER.remove_by_labels({"worker_id": label})
+    PEER_CERTIFICATE_NOT_AFTER.remove_by_labels({"worker_id": bounded_label(worker_id.partition("@")[0])})
 
 
 class _Workers:

@@ -73,7 +73,7 @@ def test_a_coordinator_does_not_show_what_only_workers_fill() -> None:
 def test_moments_that_were_not_reached_are_no_times() -> None:
     """Or `next_update < time()` would fire for a coordinator without a CRL."""
     shown = samples(metrics.COORDINATOR)
-    moment = shown["secure_dagu_crl_next_update_timestamp_seconds", ()]
+    moment = shown["secure_dagu_zombie_sweep_last_success_timestamp_seconds", ()]
     assert moment != moment
 
 
