@@ -256,7 +256,11 @@ def _check_dates(file: Path, certificate: x509.Certificate) -> None:
     now = datetime.now(UTC)
     if now > certificate.not_valid_after_utc:
         end = certificate.not_valid_after_utc
-        raise _bad(file, f"the certificate expired on {end:%Y-%m-%d %H:%M}Z", "renew it with `secure-dagu pki renew`")
+        raise _bad(
+            file,
+            f"the certificate expired on {end:%Y-%m-%d %H:%M}Z",
+            "issue a new one with `secure-dagu pki issue ROLE NAME --force`",
+        )
     if now < certificate.not_valid_before_utc:
         start = certificate.not_valid_before_utc
         raise _bad(file, f"the certificate is not valid before {start:%Y-%m-%d %H:%M}Z", "set the clock by NTP")
@@ -274,13 +278,13 @@ def _check_purpose(file: Path, certificate: x509.Certificate, purpose: ObjectIde
 
 def _check_names(file: Path, names: Names, advertised: Sequence[str]) -> None:
     if not names.dns and not names.ips:
-        raise _bad(file, "the certificate has no DNS or IP subject alternative name", f"{_ISSUE} and `--san`")
+        raise _bad(file, "the certificate has no DNS or IP subject alternative name", f"{_ISSUE} and `--advertise`")
     missing = [name for name in advertised if not names.cover(name)]
     if missing:
         raise _bad(
             file,
             f"the certificate does not cover {', '.join(missing)}; it has {names}",
-            f"{_ISSUE} and `--san` for each name that workers dial",
+            f"{_ISSUE} and `--advertise` for each name that workers dial",
         )
 
 

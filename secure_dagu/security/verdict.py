@@ -97,7 +97,8 @@ _SERVER: dict[Reason, Explanation] = {
         why="no CA in peer.client_ca_file stands behind its certificate", fix=f"if it belongs here, {_ISSUE}"
     ),
     Reason.CERT_EXPIRED: Explanation(
-        why="its certificate has expired", fix="renew it on the client with `secure-dagu pki renew`"
+        why="its certificate has expired",
+        fix="issue the client a new one with `secure-dagu pki issue ROLE NAME --force`",
     ),
     Reason.CERT_NOT_YET_VALID: Explanation(why="its certificate is not yet valid", fix=_CLOCK, waits=True),
     Reason.CERT_REVOKED: Explanation(
@@ -105,7 +106,7 @@ _SERVER: dict[Reason, Explanation] = {
     ),
     Reason.CRL_UNUSABLE: Explanation(
         why="the revocation list is missing, stale or not signed by its CA, so nobody can be admitted",
-        fix="publish a fresh one with `secure-dagu pki crl`",
+        fix="publish a fresh revocation list",
     ),
     Reason.WRONG_PURPOSE: Explanation(
         why="its certificate is not for clients (extended key usage lacks clientAuth)",
@@ -197,10 +198,11 @@ _CLIENT: dict[Reason, Explanation] = {
     ),
     Reason.NAME_MISMATCH: Explanation(
         why="the server's certificate is for other names",
-        fix="dial one of its names, or issue it again with this one (`--san`)",
+        fix="dial one of its names, or issue it for this one: `secure-dagu pki issue coordinator NAME --advertise …`",
     ),
     Reason.SERVER_EXPIRED: Explanation(
-        why="the server's certificate has expired", fix="renew it on the coordinator with `secure-dagu pki renew`"
+        why="the server's certificate has expired",
+        fix="issue it a new one with `secure-dagu pki issue coordinator NAME --advertise … --force`",
     ),
     Reason.SERVER_NOT_YET_VALID: Explanation(
         why="the server's certificate is not yet valid", fix=_CLOCK, waits=True, family=Unavailable
@@ -230,7 +232,7 @@ _CLIENT: dict[Reason, Explanation] = {
     ),
     Reason.CLIENT_CERT_EXPIRED: Explanation(
         why="the server says that our certificate is expired or not yet valid",
-        fix="renew it with `secure-dagu pki renew`; if it is fresh, compare the clocks",
+        fix="issue a new one with `secure-dagu pki issue ROLE NAME --force`; if it is fresh, compare the clocks",
     ),
     Reason.CLIENT_CERT_REVOKED: Explanation(
         why="the server says that our certificate is revoked", fix="have an administrator issue a new one"
