@@ -71,6 +71,8 @@ async def prepare(request: RunRequest) -> Prepared:
     for step in (*dag.steps, *dag.handlers.values()):
         if step.output_schema is not None:
             raise DefinitionError(f"{step.position}: output_schema is not supported by this version")
+    if dag.artifacts.enabled:
+        request.folders.artifacts.mkdir(mode=0o700, parents=True, exist_ok=True)
     plan = make_plan(dag)
     binding = params.bind_params(dag, _caller_params(request))
     work_dir = request.folders.work

@@ -47,6 +47,9 @@ class Workspaces:
     async def __call__(self, task: Task, attempt_id: AttemptId) -> AsyncIterator[RunFolders]:
         """Make the folders, mode 0700; remove them, and nothing else, at the end.
 
+        That of artifacts is made by the runner for a run that has any: most have none, and a folder costs as much as a
+        process.
+
         Raises:
             InvalidRequest: a name or id is not one, such as one that climbs.
         """
@@ -82,7 +85,7 @@ def _folders(top: Path, task: Task) -> RunFolders:
         work=top / "work",
         artifacts=top / "artifacts" / f"dag-run_{stamp}_{task.run.run_id}",
     )
-    for folder in (folders.logs, folders.work, folders.artifacts.parent, folders.artifacts):
+    for folder in (folders.logs, folders.work):
         folder.mkdir(mode=0o700)
     return folders
 
