@@ -9,6 +9,9 @@ from dataclasses import dataclass
 
 from secure_dagu.dag.model import ContinueOn
 
+LONGEST_PAUSE_S = 365 * 86400.0
+"""Where a pause that grows without a cap ends: a timer takes no infinity."""
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Policy:
@@ -24,11 +27,11 @@ class Policy:
 
     def pause_s(self, n: int) -> float:
         """Return the pause before the `n`-th repetition, counted from 0."""
-        pause = self.interval_s
-        if self.backoff > 1.0:
-            # Past a thousand doublings the cap or the end of time decides anyway, and a float must not overflow.
-            pause *= self.backoff ** min(n, 1000) if self.backoff <= 2.0 else min(self.backoff ** min(n, 300), 1e300)
-        return min(pause, self.max_interval_s) if self.max_interval_s > 0 else pause
+        try:
+            pause = self.interval_s * self.backoff**n if self.backoff > 1.0 else self.interval_s
+        except OverflowError:
+            pause = LONGEST_PAUSE_S
+        return min(pause, self.max_interval_s or LONGEST_PAUSE_S, LONGEST_PAUSE_S)
 
 
 def retries(policy: Policy | None, *, done: int, exit_code: int | None) -> bool:
