@@ -10,7 +10,7 @@ from typing import Any
 import grpc
 import grpc.aio
 
-from secure_dagu.errors import SecureDaguError, Unavailable
+from secure_dagu.errors import ConfigError, SecureDaguError, Unavailable
 from secure_dagu.wire import status
 from secure_dagu.wire.fields import MAX_MESSAGE
 from secure_dagu.wire.interceptors import Recorder, Series
@@ -191,10 +191,13 @@ class Channel:
         if isinstance(error, grpc.aio.AioRpcError):
             details = error.details() or ""
             if "Received http2 header with status" in details:
-                return error.code().name, Unavailable(
-                    f"{self.address} is not a coordinator but an HTTP reverse proxy or web server",
-                    why=details[:200],
-                    fix="forward raw TCP to the coordinator (nginx `stream`, haproxy `mode tcp`); do not terminate TLS",
+                return (
+                    error.code().name,
+                    ConfigError(  # waiting cannot help: TLS, and with it who we are, ends there
+                        f"{self.address} is not a coordinator but an HTTP reverse proxy or web server",
+                        why=details[:200],
+                        fix="forward raw TCP to it (nginx `stream`, haproxy `mode tcp`); do not terminate TLS",
+                    ),
                 )
             told = status.error_of(error.code(), details, _pairs(error.trailing_metadata()))
             if type(told) is Unavailable and not _is_answer(error):

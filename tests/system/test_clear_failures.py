@@ -7,13 +7,13 @@ import json
 import shutil
 import signal
 import socket
+import socketserver
 import ssl
 import subprocess
 import threading
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
 import pytest
@@ -54,21 +54,22 @@ def test_the_health_port_is_not_the_coordinator_port(cluster: Cluster) -> None:
         refused(ask(cluster, f"--coordinators=localhost:{cluster.health_port}"), 3, "HTTP", "50055")
 
 
+class WebPage(socketserver.BaseRequestHandler):
+    """Answers what a web server answers to anything that is not HTTP."""
+
+    def handle(self) -> None:
+        self.request.recv(65536)
+        self.request.sendall(b"HTTP/1.1 400 Bad Request\r\nContent-Length: 0\r\nConnection: close\r\n\r\n")
+
+
 @contextmanager
 def web_server() -> Iterator[int]:
-    """Serve a plain web page, as a UI or a proxy's status page would."""
-
-    class Page(BaseHTTPRequestHandler):
-        def do_GET(self) -> None:
-            self.send_error(400)
-
-        def log_message(self, format: str, *args: object) -> None:  # noqa: A002 - the base class names it
-            """Keep quiet."""
-
-    with ThreadingHTTPServer(("127.0.0.1", 0), Page) as server:
+    """Serve what a UI's port serves."""
+    with socketserver.ThreadingTCPServer(("127.0.0.1", 0), WebPage) as server:
+        server.daemon_threads = True
         thread = threading.Thread(target=server.serve_forever, daemon=True)
         thread.start()
-        yield server.server_address[1]
+        yield int(server.server_address[1])
         server.shutdown()
         thread.join()
 

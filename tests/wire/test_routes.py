@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 
 from secure_dagu.dispatch.model import LogPart, LogStream, Owner, Role, WorkerStats
-from secure_dagu.errors import PreconditionFailed, Refused, SecureDaguError, Unavailable
+from secure_dagu.errors import ConfigError, PreconditionFailed, Refused, SecureDaguError, Unavailable
 from secure_dagu.telemetry.rpc_series import RpcSeries
 from secure_dagu.wire.channel import Channel
 from secure_dagu.wire.client import RemoteCoordinator
@@ -275,7 +275,7 @@ async def test_an_http_reverse_proxy_is_named(tmp_path: Path, channel_to: Callab
 
     server = await asyncio.get_running_loop().create_unix_server(accept, path)
     channel = channel_to(path)
-    with pytest.raises(Unavailable, match="HTTP reverse proxy"):
+    with pytest.raises(ConfigError, match="HTTP reverse proxy"):
         await channel.call("/coordinator.v1.CoordinatorService/GetDAG", b"", 5)
     await channel.close()
     server.close()
