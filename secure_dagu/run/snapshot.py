@@ -45,15 +45,22 @@ class Snapshots:
     handler_logs: Mapping[str, tuple[str, str]] = field(default_factory=dict)
     mask: Callable[[str], str] = str
     """Hides secrets in what steps publish: later steps read it as it is, documents travel and are kept."""
-    _nodes: list[tuple[NodeState, str] | None] = field(default_factory=list)
+    _known: list[NodeState | None] = field(default_factory=list)
+    """The nodes as they were encoded last, and their JSON."""
+    _texts: list[str] = field(default_factory=list)
     _head_text: str = ""
 
     def document(self, state: RunState, *, extra: Mapping[str, Any] | None = None) -> str:
         """Return the status document of `state`; `extra` are keys that were learnt on the way, such as `workingDir`."""
-        if not self._nodes:
-            self._nodes = [None] * len(self.steps)
+        if not self._head_text:
+            self._known, self._texts = [None] * len(self.steps), [""] * len(self.steps)
             self._head_text = encode(dict(self.head))[1:-1]
-        nodes = ",".join(self._node(position, node) for position, node in enumerate(state.nodes))
+        known = self._known
+        for position, node in enumerate(state.nodes):
+            if known[position] is not node:
+                known[position] = node
+                self._texts[position] = _node_text(self.steps[position], self.logs[position], node, self.mask)
+        nodes = ",".join(self._texts)
         # What the run amounts to is decided before its last handlers run, but a report that says so ends the lease.
         status = state.status if state.phase is Phase.ENDED else RunStatus.RUNNING
         rest: dict[str, Any] = {"status": int(status), "pendingStepRetries": None, **(extra or {})}
@@ -67,14 +74,6 @@ class Snapshots:
             f',"{HANDLER_NODES[name]}":{self._handler(name, node)}' for name, node in state.handlers.items()
         )
         return f'{{{self._head_text},{encode(rest)[1:-1]},"nodes":[{nodes}]{handlers}}}'
-
-    def _node(self, position: int, node: NodeState) -> str:
-        known = self._nodes[position]
-        if known is not None and known[0] is node:
-            return known[1]
-        text = _node_text(self.steps[position], self.logs[position], node, self.mask)
-        self._nodes[position] = (node, text)
-        return text
 
     def _handler(self, name: str, node: NodeState) -> str:
         return _node_text(self.handler_steps[name], self.handler_logs[name], node, self.mask)

@@ -79,10 +79,13 @@ class Execution:
             self.folders.logs / "scheduler.log", self.masker,
             lambda path, size: observer.log_written("scheduler", LogStream.SCHEDULER, path, size),
         )  # fmt: skip
+        self._publish_every_s = PUBLISH_EVERY_S
         self._published_at = 0.0
         self._is_dirty = False
-        self._handler_scope: Scope | None = None
-        self._views: dict[int, StepView] = {}
+        self._speakers = frozenset(
+            position for position, step in enumerate(self.plan.steps) if step.id or isinstance(step.output, str)
+        )
+        """Steps that others can read something of: looking at all ancestors would make a long chain quadratic."""
         self._group: asyncio.TaskGroup
 
     async def perform(self, stop: asyncio.Event) -> RunState:
@@ -179,7 +182,6 @@ class Execution:
         outcome = await steps.execute_step(
             self, step, node=step.name, scope=self._step_scope(position), is_first=is_first
         )
-        self._views.pop(position, None)
         self.log("INFO" if not outcome.error else "ERROR", "Step finished", step=step.name, err=outcome.error)
         self._events.put_nowait(machine.StepEnded(position, outcome))
 
@@ -283,12 +285,14 @@ class Execution:
         context["step.name"] = step.name
         if step.id:
             context["step.id"] = step.id
-        ancestors = self.plan.ancestors(position) if self.plan.dependencies[position] else ()
+        ancestors: tuple[int, ...] = ()
+        if self._speakers and self.plan.dependencies[position]:
+            ancestors = tuple(before for before in self.plan.ancestors(position) if before in self._speakers)
         return self._with_outputs(ancestors, context)
 
     def _scope_of_handler(self) -> Scope:
         context = {**self._scope.context, "run.status": self.status_word()}
-        return self._with_outputs(tuple(range(len(self.plan.steps))), context, is_handler=True)
+        return self._with_outputs(tuple(sorted(self._speakers)), context, is_handler=True)
 
     def _with_outputs(
         self, positions: tuple[int, ...], context: Mapping[str, str], *, is_handler: bool = False
@@ -329,11 +333,14 @@ class Execution:
         if isinstance(step.output, Mapping) and value is not None:
             value = json.loads(value)
         base = self.folders.logs / self.log_names[step.name]
+        stdout, stderr = base.with_name(f"{base.name}.stdout.log"), base.with_name(f"{base.name}.stderr.log")
+        for path in (stdout, stderr):
+            path.touch(mode=0o600)  # whoever reads this reference may open the file, and a silent step made none
         return StepView(
             output=value,
             outputs=outputs or None,
-            stdout=f"{base}.stdout.log",
-            stderr=f"{base}.stderr.log",
+            stdout=str(stdout),
+            stderr=str(stderr),
             exit_code=node.exit_code,
         )
 
@@ -342,16 +349,18 @@ class Execution:
     def _publish(self) -> None:
         """Hand over a document now, or a little later when one has just been made."""
         now = time.monotonic()
-        if now - self._published_at < PUBLISH_EVERY_S:
+        if now - self._published_at < self._publish_every_s:
             self._is_dirty = True
             return
         self._published_at, self._is_dirty = now, False
         if self._state.phase is not machine.Phase.NEW:
             self._observer.status_changed(self._snapshots.document(self._state, extra=self._extra))
+            # A document of thousands of steps is dear: never more than a twentieth of our time goes into them.
+            self._publish_every_s = max(PUBLISH_EVERY_S, 20 * (time.monotonic() - now))
 
     async def _publish_late(self) -> None:
         while True:
-            await asyncio.sleep(PUBLISH_EVERY_S * 2)
+            await asyncio.sleep(self._publish_every_s * 2)
             if self._is_dirty:
                 self._published_at = 0.0
                 self._publish()
