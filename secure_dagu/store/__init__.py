@@ -1,1 +1,1 @@
-"""TODO"""
+"""What is remembered: runs, attempts, tasks and shared values in a database, logs and artifacts as files."""
