@@ -75,8 +75,10 @@ async def chain() -> list[Row]:
             times = []
             for number in range(5):
                 began = time.perf_counter()
-                await run_to_end(coordinator, task("chain", f"r{number}", text))
+                document = await run_to_end(coordinator, task("chain", f"r{number}", text))
                 times.append(time.perf_counter() - began)
+                found = json.loads(document)
+                assert (found["status"], len(found["nodes"])) == (4, 100), document[:500]
     took = quantile(times, 0.5)
     return [("100-step chain on a worker", took, "s", "<= 1.5", took <= 1.5)]
 
