@@ -50,7 +50,7 @@ async def test_folders_are_private_and_gone_afterwards_with_nothing_else(tmp_pat
     base.mkdir()
     (base / "somebody else's").mkdir()
     async with Workspaces(base, "w1")(task(), AttemptId("a1")) as folders:
-        for folder in (folders.logs, folders.work, folders.artifacts):
+        for folder in (folders.logs, folders.work):
             assert folder.is_relative_to(base)
             assert folder.stat().st_mode & 0o777 == 0o700
         assert folders.artifacts.name.startswith("dag-run_")
