@@ -98,6 +98,11 @@ async def stop_marked(marker: str, stopping: Stopping) -> int:
     return found
 
 
+def kill_marked(marker: str) -> None:
+    """Kill every process that carries a marker beginning with `marker`, at once and without waiting."""
+    _Tree(0, marker).signal(signal.SIGKILL)
+
+
 def _spawn(
     argv: Sequence[str], *, env: Mapping[str, str], cwd: Path, merged: bool
 ) -> tuple[subprocess.Popen[bytes], tuple[int, ...]]:
@@ -283,10 +288,21 @@ class _Tree:
         return f"\0{MARKER}={self.marker}".encode() in _environment(pid)
 
     def signal(self, number: signal.Signals) -> None:
-        """Signal everybody; whoever appears meanwhile in the session's own group is reached too."""
+        """Signal everybody once: the group as one, then those who left it, parents before children.
+
+        The order matters: a shell whose command dies first ends with its status before its own signal arrives.
+        """
         if not self.members:
             self.find()
-        for pid in self.members:
+        others = []
+        for pid in sorted(self.members, key=self.members.__getitem__):
+            with contextlib.suppress(ProcessLookupError, PermissionError):
+                if not self.session or os.getpgid(pid) != self.session:
+                    others.append(pid)
+        if self.session and len(others) < len(self.members):  # its number is in use as long as somebody is in it
+            with contextlib.suppress(ProcessLookupError, PermissionError):
+                os.killpg(self.session, number)
+        for pid in others:
             with contextlib.suppress(ProcessLookupError, PermissionError):
                 os.kill(pid, number)
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import secrets
 import time
 from collections.abc import Mapping
 from datetime import UTC, datetime
@@ -62,7 +63,8 @@ class Execution:
         self.plan: Plan = prepared.plan
         self.work_dir: Path = prepared.work_dir
         self.log_names: Mapping[str, str] = prepared.log_names
-        self.marker = f"{request.attempt_key}/"
+        # A key is a hash of names and a short id: the token keeps two clusters' runs on one host apart for certain.
+        self.marker = f"{request.attempt_key}/{secrets.token_hex(8)}/"
         self.masker = Masker(())
         self._observer = observer
         self._scope = prepared.scope
@@ -90,6 +92,21 @@ class Execution:
 
     async def perform(self, stop: asyncio.Event) -> RunState:
         """Run to the end."""
+        try:
+            await self._run_through(stop)
+            # The end of a run is the end of its processes: what its steps left in the background goes with it.
+            await process.stop_marked(self.marker, process.Stopping(grace_s=self.dag.max_clean_up_s))
+            self.log("INFO", "DAG run finished", status=self._state.status.word)
+        except BaseException:  # cancelled, or our own bug: no time to ask anybody
+            process.kill_marked(self.marker)
+            raise
+        finally:
+            self._log.close()
+        self._observer.status_changed(self._snapshots.document(self._state, extra=self._extra), final=True)
+        return self._state
+
+    async def _run_through(self, stop: asyncio.Event) -> None:
+        """Take events until the machine says that it is the end."""
         self.log("INFO", "DAG run started")
         async with asyncio.TaskGroup() as group:
             self._group = group
@@ -105,12 +122,6 @@ class Execution:
             setup_task.cancel()
             for watcher in watchers:
                 watcher.cancel()
-        # The end of a run is the end of its processes: what its steps left in the background goes with it.
-        await process.stop_marked(self.marker, process.Stopping(grace_s=self.dag.max_clean_up_s))
-        self.log("INFO", "DAG run finished", status=self._state.status.word)
-        self._log.close()
-        self._observer.status_changed(self._snapshots.document(self._state, extra=self._extra), final=True)
-        return self._state
 
     def _advance(self, event: machine.Event) -> bool:
         """Take one event; do what follows. True at the end."""

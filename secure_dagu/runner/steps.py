@@ -8,13 +8,11 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import json
 import os
 import re
-import stat
 import tempfile
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -26,7 +24,7 @@ from secure_dagu.errors import DefinitionError, SecureDaguError
 from secure_dagu.run.machine import Outcome, Result
 from secure_dagu.run.retry import Policy
 from secure_dagu.run.snapshot import encode
-from secure_dagu.runner import output, process, shell
+from secure_dagu.runner import output, process, publishing, shell
 from secure_dagu.runner.context import Done, StepContext
 from secure_dagu.runner.executors import EXECUTORS
 from secure_dagu.runner.output import Capture, LogFile
@@ -68,7 +66,8 @@ async def _execute(run: Execution, step: Step, *, node: str, scope: Scope, is_fi
             run.log("INFO", "Step skipped", step=node, reason=run.masker.text(unmet))
             return Outcome(result=Result.SKIPPED)
     retry, repeat = _policies(step, scope)
-    capture = Capture(run.dag.max_output_bytes) if _needs_capture(step) else None
+    capture = Capture(run.dag.max_output_bytes) if publishing.needs_stdout(step) else None
+    capture_err = Capture(run.dag.max_output_bytes) if publishing.reads(step, "stderr") else None
     logs = run.folders.logs
     names = run.log_names[node]
     with _output_file(logs) as published:
@@ -94,7 +93,7 @@ async def _execute(run: Execution, step: Step, *, node: str, scope: Scope, is_fi
             cwd=cwd,
             shell=chosen,
             stdout=_sink(out, capture, tee_out),
-            stderr=None if err is None else _sink(err, None, tee_err),
+            stderr=None if err is None else _sink(err, capture_err, tee_err),
             marker=f"{run.marker}{node}/",
             stop=asyncio.Event() if step.timeout_s > 0 else run.halt(),
             stopping=process.Stopping(ask=process.signal_named(step.signal_on_stop), grace_s=run.dag.max_clean_up_s),
@@ -107,8 +106,9 @@ async def _execute(run: Execution, step: Step, *, node: str, scope: Scope, is_fi
             for file in (out, err, tee_out, tee_err):
                 if file is not None:
                     file.close()
-        written = _read_bounded(published, run.dag.max_output_bytes)
-    return await _outcome(run, step, context, done, capture=capture, written=written, retry=retry, repeat=repeat)
+        written = publishing.read_bounded(published, run.dag.max_output_bytes)
+    captures = publishing.Captured(stdout=capture, stderr=capture_err, cwd=cwd, limit_bytes=run.dag.max_output_bytes)
+    return await _outcome(run, step, context, done, captured=captures, written=written, retry=retry, repeat=repeat)
 
 
 async def _work(context: StepContext) -> Done:
@@ -151,7 +151,7 @@ async def _outcome(
     context: StepContext,
     done: Done,
     *,
-    capture: Capture | None,
+    captured: publishing.Captured,
     written: str,
     retry: Policy | None,
     repeat: Policy | None,
@@ -164,7 +164,7 @@ async def _outcome(
         try:
             if written or step.outputs:
                 published["stepOutputsValue"] = encode(output.read_output_file(written, step.outputs))
-            published.update(_published(step, scope, capture, done.outputs))
+            published.update(publishing.publish(step, scope, captured, done.outputs))
         except SecureDaguError as problem:
             result, error, exit_code = Result.FAILED, str(problem), 1
             published = {}
@@ -173,9 +173,9 @@ async def _outcome(
     matches = bool(
         result is Result.FAILED
         and step.continue_on.outputs
-        and capture is not None
-        and not capture.is_over
-        and output.first_line_match(capture.text(), step.continue_on.outputs)
+        and captured.stdout is not None
+        and not captured.stdout.is_over
+        and output.first_line_match(captured.stdout.text(), step.continue_on.outputs)
     )
     met: bool | None = None
     if repeat is not None and step.repeat is not None and result is not Result.ABORTED and not context.stop.is_set():
@@ -193,74 +193,6 @@ async def _outcome(
         retry=retry,
         repeat=repeat,
     )
-
-
-def _published(step: Step, scope: Scope, capture: Capture | None, outputs: Mapping[str, Any]) -> dict[str, Any]:
-    """Return what a successful step publishes, by status-document key."""
-    published: dict[str, Any] = {}
-    values: dict[str, Any] = dict(outputs)
-    if isinstance(step.output, str):
-        assert capture is not None, "captured because the step has `output`"
-        text = capture.text()
-        published["outputVariables"] = output.output_variables(step.output, text)
-        published["outputValue"] = text
-    elif isinstance(step.output, Mapping):
-        entries = {name: _entry(entry, scope, capture) for name, entry in step.output.items()}
-        published["outputValue"] = encode(entries)
-    if step.stdout.outputs is not None:
-        assert capture is not None, "captured because the step has `stdout.outputs`"
-        values.update(_stdout_outputs(step.stdout.outputs, scope, capture))
-    if values:
-        published["outputsValue"] = encode(values)
-    return published
-
-
-def _stdout_outputs(spec: Any, scope: Scope, capture: Capture) -> dict[str, Any]:
-    if isinstance(spec, str):
-        return {spec: capture.text()}
-    if "fields" in spec:
-        return {name: _entry(entry, scope, capture) for name, entry in spec["fields"].items()}
-    value = _decoded(spec, capture.text())
-    if "field" in spec:
-        return {spec["field"]: value}
-    if not isinstance(value, dict):
-        raise DefinitionError("stdout.outputs without `field` needs an object", why="stdout decodes to something else")
-    return value
-
-
-def _entry(entry: Any, scope: Scope, capture: Capture | None) -> Any:
-    """Return one entry of an `output` mapping or of `stdout.outputs.fields` (workflow language, section 3.6 b)."""
-    if not isinstance(entry, Mapping):
-        return resolve(entry, scope, FieldMode.FIELD) if isinstance(entry, str) else entry
-    if "value" in entry:
-        value = entry["value"]
-        return resolve(value, scope, FieldMode.FIELD) if isinstance(value, str) else value
-    if entry.get("from", "stdout") != "stdout":
-        raise DefinitionError(f"output `from: {entry['from']}` is not supported by this version", fix="use stdout")
-    assert capture is not None, "captured because the step has `output`"
-    return _decoded(entry, capture.text())
-
-
-def _decoded(spec: Mapping[str, Any], text: str) -> Any:
-    decode = spec.get("decode", "text")
-    if decode == "text":
-        return text
-    if decode != "json":
-        raise DefinitionError(f"`decode: {decode}` is not supported by this version", fix="use text or json")
-    try:
-        value = json.loads(text)
-    except ValueError as error:
-        raise DefinitionError("stdout is not JSON", why=str(error)) from None
-    for key in re.findall(r"[^.\[\]]+", spec.get("select", "") or ""):
-        try:
-            value = value[int(key)] if isinstance(value, list) else value[key]
-        except (KeyError, IndexError, TypeError, ValueError):
-            return None
-    return value
-
-
-def _needs_capture(step: Step) -> bool:
-    return step.output is not None or step.stdout.outputs is not None or bool(step.continue_on.outputs)
 
 
 def _policies(step: Step, scope: Scope) -> tuple[Policy | None, Policy | None]:
@@ -428,21 +360,3 @@ def _output_file(folder: Path) -> Iterator[Path]:
     finally:
         with contextlib.suppress(OSError):
             os.unlink(name)
-
-
-def _read_bounded(path: Path, limit: int) -> str:
-    try:
-        # The step could have put a link or a pipe there.
-        handle = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC)
-    except OSError as error:
-        raise DefinitionError("the output file cannot be read", why=str(error.strerror)) from None
-    with os.fdopen(handle, "rb") as file:
-        if not stat.S_ISREG(os.fstat(handle).st_mode):
-            raise DefinitionError("the output file is no plain file any more")
-        data = file.read(limit + 1)
-    if len(data) > limit:
-        raise DefinitionError("the output file is too large", why=f"max_output_size is {limit} bytes")
-    try:
-        return data.decode()
-    except UnicodeDecodeError:
-        raise DefinitionError("the output file is not UTF-8") from None

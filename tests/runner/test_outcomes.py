@@ -139,7 +139,7 @@ async def test_a_stop_aborts_what_runs_and_what_waits(tmp_path: Path) -> None:
 
 
 async def test_a_step_that_ends_well_in_spite_of_a_stop_has_succeeded(tmp_path: Path) -> None:
-    script = "trap 'echo bye; exit 0' TERM; echo ready; while :; do sleep 0.01; done"
+    script = "trap 'echo bye; exit 0' TERM; echo ready; while :; do sleep 0.01 || :; done"
     seen = await run_and_stop(f'steps: [{{name: a, run: "{script}"}}, {{name: b, run: "true", depends: a}}]', tmp_path)
     assert seen.nodes() == {"a": "succeeded", "b": "aborted"}
     assert seen.status is RunStatus.ABORTED
@@ -147,7 +147,7 @@ async def test_a_step_that_ends_well_in_spite_of_a_stop_has_succeeded(tmp_path: 
 
 
 async def test_a_step_may_choose_its_stop_signal(tmp_path: Path) -> None:
-    script = "trap 'echo got-int; exit 0' INT; trap '' TERM; echo ready; while :; do sleep 0.01; done"
+    script = "trap 'echo got-int; exit 0' INT; trap '' TERM; echo ready; while :; do sleep 0.01 || :; done"
     seen = await run_and_stop(f'steps: [{{name: a, signal_on_stop: SIGINT, run: "{script}"}}]', tmp_path)
     assert seen.out("a").endswith("got-int\n")
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import os
+import select
 import signal
 import time
 from collections.abc import Iterator
@@ -15,15 +16,20 @@ import uvloop
 
 from secure_dagu.run.model import RunStatus
 from secure_dagu.runner import process
-from tests.runner.harness import alive, pid_in, run, run_and_stop
+from tests.runner.harness import Seen, alive, pid_in, run, run_and_stop
 
 ENV = {"PATH": "/usr/local/bin:/usr/bin:/bin"}
 
 
 @contextlib.contextmanager
-def dead_afterwards(*files: Path) -> Iterator[None]:
-    """Check that the processes whose ids are in these files are gone; end those that are not."""
+def dead_afterwards(*files: Path, within_s: float = 0.0) -> Iterator[None]:
+    """Check that the processes whose ids are in these files are gone, or go in time; end those that do not."""
     yield
+    for pid in map(pid_in, files):
+        with contextlib.suppress(ProcessLookupError):
+            fd = os.pidfd_open(pid)
+            select.select([fd], [], [], within_s)
+            os.close(fd)
     left = [pid for pid in map(pid_in, files) if alive(pid)]
     for pid in left:
         os.kill(pid, signal.SIGKILL)
@@ -179,3 +185,18 @@ async def test_cancelling_kills(tmp_path: Path) -> None:
             async with asyncio.timeout(0.3):
                 await call("sh", "-c", "trap '' TERM; echo $$ > pid; while :; do sleep 1; done", cwd=tmp_path)
         assert (tmp_path / "pid").exists()
+
+
+def cancel(task: asyncio.Task[Seen]) -> None:
+    task.cancel()
+
+
+async def test_cancelling_a_run_kills_what_it_left_in_the_background_too(tmp_path: Path) -> None:
+    seen = Seen()
+    text = STARTS % (TREES["in a session of its own"], "echo ready; sleep 60")
+    with dead_afterwards(tmp_path / "work" / "pid", within_s=5):  # killed at once, but nobody waits for it
+        async with asyncio.TaskGroup() as group:
+            task = group.create_task(run(text, tmp_path, seen=seen))
+            seen.when("a", b"ready", lambda: cancel(task))
+    assert task.cancelled()
+    assert not seen.final_text

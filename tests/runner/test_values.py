@@ -87,6 +87,21 @@ steps:
     assert (await run(text, tmp_path)).out("b") == "3 7 v\n"
 
 
+async def test_outputs_are_read_from_stderr_and_files(tmp_path: Path) -> None:
+    text = """
+steps:
+  - name: a
+    id: a
+    run: "echo warn >&2; echo out; echo '{\\"n\\":[5]}' > r.json"
+    output: {e: {from: stderr}, o: {from: stdout}, f: {from: file, path: r.json, decode: json, select: '.n[0]'}}
+  - {name: b, depends: a, run: 'echo ${a.output.e} ${a.output.o} ${a.output.f}'}
+  - {name: c, run: 'true', output: {f: {from: file, path: missing}}}
+"""
+    seen = await run(text, tmp_path)
+    assert seen.out("b") == "warn out 5\n"
+    assert "missing" in seen.details()["c"]["error"]
+
+
 async def test_a_step_without_output_has_an_empty_log_that_others_can_read(tmp_path: Path) -> None:
     seen = await run("steps: [{name: a, id: a, run: 'true'}, {name: b, depends: a, run: 'cat ${a.stdout}'}]", tmp_path)
     assert seen.status is RunStatus.SUCCEEDED
