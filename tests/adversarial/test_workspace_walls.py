@@ -188,7 +188,9 @@ async def test_a_zip_bomb_stops_at_the_limit(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    "data", [b"", b"no archive", gzip.compress(b"no tar" * 200), gzip.compress(header(size=9))[:60]]
+    "data",
+    [b"", b"no archive", gzip.compress(b"no tar" * 200), gzip.compress(header(size=9))[:60]],
+    ids=["empty", "text", "no tar", "cut off"],  # of its own accord the id would hold the time of compression
 )
 async def test_what_is_no_archive_is_refused(tmp_path: Path, data: bytes) -> None:
     (tmp_path / "b").write_bytes(data)
