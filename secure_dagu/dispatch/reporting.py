@@ -107,7 +107,7 @@ def decide(report: Reported, held: Held | None, stored: Stored | None) -> Accept
     elif report.run == held.run or report.run == held.root:
         return Refuse(SUPERSEDED)  # a task's own run reports under its own key
     if stored is None:
-        if report.attempt_id != report.run.run_id:
+        if report.attempt_id != report.run.run_id or report.run in (held.run, held.root):
             return Refuse(LEASE_GONE)
         return Accept.CREATE
     if stored.attempt_id != report.attempt_id or stored.claim_key != held.key:

@@ -55,7 +55,8 @@ def _descendants(kind: type[SecureDaguError]) -> Iterator[type[SecureDaguError]]
         yield from _descendants(child)
 
 
-_BY_CODE = {kind.code: kind for kind in _descendants(SecureDaguError)}
+_BY_CODE = {kind.code: kind for kind in _descendants(SecureDaguError) if kind.__module__ == SecureDaguError.__module__}
+"""The families as they travel. A room's own refinements, such as a link's verdict, stay at home: a peer cannot make one."""
 
 
 def code_of(error: SecureDaguError) -> grpc.StatusCode:
