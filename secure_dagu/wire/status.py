@@ -56,7 +56,7 @@ def _descendants(kind: type[SecureDaguError]) -> Iterator[type[SecureDaguError]]
 
 
 _BY_CODE = {kind.code: kind for kind in _descendants(SecureDaguError) if kind.__module__ == SecureDaguError.__module__}
-"""The families as they travel. A room's own refinements, such as a link's verdict, stay at home: a peer cannot make one."""
+"""The families as they travel. A room's own refinements, such as a link's verdict, stay at home."""
 
 
 def code_of(error: SecureDaguError) -> grpc.StatusCode:
