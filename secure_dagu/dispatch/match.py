@@ -80,7 +80,7 @@ class Backlog:
         best: tuple[int, AttemptKey] | None = None
         for demand, heap in self._heaps.items():
             if demand.is_met_by(worker, labels):
-                head = self._head(heap)
+                head = self._head(heap, demand)
                 if best is None or head < best:
                     best = head
         return None if best is None else best[1]
@@ -91,14 +91,15 @@ class Backlog:
 
     def waiting_for(self, demand: Demand) -> Iterator[AttemptKey]:
         """Yield the tasks of one demand, in no order."""
-        for place, key in tuple(self._heaps.get(demand, ())):
-            if self._places.get(key, (None,))[0] == place:
+        # A task that was taken out and put back may stand in its heap twice.
+        for place, key in dict.fromkeys(self._heaps.get(demand, ())):
+            if self._places.get(key) == (place, demand):
                 yield key
 
-    def _head(self, heap: list[tuple[int, AttemptKey]]) -> tuple[int, AttemptKey]:
+    def _head(self, heap: list[tuple[int, AttemptKey]], demand: Demand) -> tuple[int, AttemptKey]:
         while True:  # removed tasks stay in the heap until they surface; a live one exists, else the bucket were gone
             place, key = heap[0]
-            if self._places.get(key, (None,))[0] == place:
+            if self._places.get(key) == (place, demand):
                 return heap[0]
             heapq.heappop(heap)
 
