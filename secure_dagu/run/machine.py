@@ -6,6 +6,8 @@ decides nothing: not who is ready, not whether to retry, not what the run amount
 
 Cost: an event touches the step that it is about and its dependents. A thousand-step chain is a thousand times the cost
 of one step; only the copy of the tuple of nodes grows with the run, and that is a copy of pointers.
+
+Events, commands and rules stay in one module, long as it is: they are one table and are read side by side.
 """
 
 from __future__ import annotations
@@ -94,6 +96,23 @@ class NodeState:
 
 NEW_NODE = NodeState()
 
+_STATUS = {
+    Result.SUCCEEDED: StepStatus.SUCCEEDED,
+    Result.PARTIAL: StepStatus.PARTIALLY_SUCCEEDED,
+    Result.FAILED: StepStatus.FAILED,
+    Result.TIMED_OUT: StepStatus.FAILED,
+    Result.SKIPPED: StepStatus.SKIPPED,
+    Result.ABORTED: StepStatus.ABORTED,
+}
+
+_OUTCOME_HANDLERS = {
+    RunStatus.SUCCEEDED: "success",
+    RunStatus.PARTIALLY_SUCCEEDED: "success",
+    RunStatus.ABORTED: "abort",
+    RunStatus.WAITING: "wait",
+}
+"""Which handler belongs to what a run amounts to; for the rest it is `failure`."""
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class RunState:
@@ -104,7 +123,7 @@ class RunState:
     status: RunStatus = RunStatus.NOT_STARTED
     nodes: tuple[NodeState, ...] = ()
     waiting: tuple[int, ...] = ()
-    """For each step, how many of its dependencies are not terminal."""
+    """For each step, how many of its dependencies have not ended yet; kept ones count until the steps begin."""
     ready: tuple[int, ...] = ()
     """Steps that may start, in source order."""
     running: int = 0
@@ -268,7 +287,7 @@ def new_run(
 ) -> RunState:
     """Return a run before its first event. `kept` are nodes whose result of an earlier attempt stays."""
     nodes = tuple((kept or {}).get(position, NEW_NODE) for position in range(len(plan.steps)))
-    waiting = tuple(sum(not nodes[before].status.is_terminal for before in found) for found in plan.dependencies)
+    waiting = tuple(len(found) for found in plan.dependencies)
     ready = tuple(p for p, node in enumerate(nodes) if not waiting[p] and not node.status.is_terminal)
     unfinished = sum(not node.status.is_terminal for node in nodes)
     return RunState(
@@ -306,17 +325,24 @@ def advance(state: RunState, event: Event, now: datetime) -> Transition:
         case Started():
             if state.phase is not Phase.NEW:
                 return Transition(state)
-            begun = replace(state, phase=Phase.PRECONDITIONS, status=RunStatus.RUNNING, started_at=now, running=1)
-            return Transition(begun, (CheckPreconditions(),))
+            begun = replace(state, phase=Phase.PRECONDITIONS, status=RunStatus.RUNNING, started_at=now)
+            if state.is_stopping or state.is_timed_out:
+                return _preconditions(begun, met=False, error="")
+            return Transition(replace(begun, running=1), (CheckPreconditions(),))
         case SetupFailed(error=error):
-            failed = replace(state, started_at=state.started_at or now, error=error, unfinished=0, ready=())
-            return _outcome(replace(failed, status=RunStatus.FAILED, running=0), now)
+            if state.phase is not Phase.NEW:
+                return Transition(state)
+            return _outcome(replace(state, started_at=now, error=error, status=RunStatus.FAILED))
         case PreconditionsChecked(met=met, error=error):
-            return _preconditions(replace(state, running=state.running - 1), now, met=met, error=error)
+            if state.phase is not Phase.PRECONDITIONS:
+                return Transition(state)
+            return _preconditions(replace(state, running=state.running - 1), met=met, error=error)
         case StepEnded(position=position, outcome=outcome):
             return _step_ended(state, position, outcome, now)
         case Changed(position=position, published=published):
             node = state.nodes[position]
+            if node.status is not StepStatus.RUNNING:
+                return Transition(state)
             return Transition(_with_node(state, position, replace(node, published={**node.published, **published})))
         case PauseOver(node=node_key):
             return _pause_over(state, node_key, now)
@@ -330,10 +356,13 @@ def advance(state: RunState, event: Event, now: datetime) -> Transition:
                 return Transition(replace(state, is_stopping=True), (StopRunning(),))
             return _halt(replace(state, is_stopping=True), now)
         case TimedOut():
-            if state.is_timed_out or state.phase in (Phase.OUTCOME, Phase.EXIT, Phase.ENDED):
+            # A stop that came first has decided already; how long its clean-up takes does not make the run fail.
+            if state.is_stopping or state.is_timed_out or state.phase in (Phase.OUTCOME, Phase.EXIT, Phase.ENDED):
                 return Transition(state)
             return _halt(replace(state, is_timed_out=True, error=state.error or "the DAG timed out"), now)
         case DelayOver():
+            if not state.is_held:
+                return Transition(state)
             return _continue(replace(state, is_held=False, running=state.running - 1), now)
         case _:
             assert_never(event)
@@ -343,31 +372,49 @@ def _pause_over(state: RunState, key: int | str, now: datetime) -> Transition:
     """Execute once more what waited for it, unless the run is being halted meanwhile."""
     halting = state.is_stopping or state.is_timed_out
     if isinstance(key, int):
+        if state.nodes[key].status is not StepStatus.RUNNING:
+            return Transition(state)
         if not halting:
             return Transition(state, (StartStep(key, is_first=False),))
         aborted = replace(state.nodes[key], status=StepStatus.ABORTED, finished_at=now)
         return _finished(replace(state, running=state.running - 1), key, aborted, now)
+    if not _runs(state, key):
+        return Transition(state)
     if not halting or state.phase is not Phase.INIT:
         return Transition(state, (StartHandler(key, is_first=False),))
-    ended = Outcome(result=Result.ABORTED, error=state.handlers[key].error)
+    ended = Outcome(result=Result.ABORTED)
     return _handler_ended(replace(state, running=state.running - 1), key, ended, now)
 
 
-def _preconditions(state: RunState, now: datetime, *, met: bool, error: str) -> Transition:
+def _preconditions(state: RunState, *, met: bool, error: str) -> Transition:
     if state.is_timed_out:
-        return _outcome(replace(state, status=RunStatus.FAILED), now)
+        return _outcome(replace(state, status=RunStatus.FAILED))
     if error and not state.is_stopping:
-        return _outcome(replace(state, status=RunStatus.FAILED, error=error), now)
+        return _outcome(replace(state, status=RunStatus.FAILED, error=error))
     if state.is_stopping or not met:
-        return _outcome(replace(state, status=RunStatus.ABORTED), now)
+        return _outcome(replace(state, status=RunStatus.ABORTED))
     return Transition(replace(state, phase=Phase.INIT, running=state.running + 1), (StartHandler("init"),))
+
+
+def _runs(state: RunState, name: str) -> bool:
+    """Tell whether a handler is what the run waits for now."""
+    match state.phase:
+        case Phase.INIT:
+            return name == "init"
+        case Phase.OUTCOME:
+            return name == _OUTCOME_HANDLERS.get(state.status, "failure")
+        case Phase.EXIT:
+            return name == "exit"
+        case _:
+            return False
 
 
 def _handler_executed(state: RunState, name: str, outcome: Outcome | None, now: datetime) -> Transition:
     """Decide what follows one execution of a handler, as for a step: retry, repetition, end."""
+    if not _runs(state, name):
+        return Transition(state)
     if outcome is not None:
-        halting = (state.is_stopping or state.is_timed_out) if state.phase is Phase.INIT else False
-        halting = halting or outcome.result is Result.ABORTED
+        halting = state.phase is Phase.INIT and (state.is_stopping or state.is_timed_out)
         node = _executed(state.handlers.get(name, NEW_NODE), outcome)
         node, pause = _again(state.plan.handlers[name], node, outcome, now, halting=halting)
         state = replace(state, handlers={**state.handlers, name: node})
@@ -377,29 +424,31 @@ def _handler_executed(state: RunState, name: str, outcome: Outcome | None, now: 
 
 
 def _handler_ended(state: RunState, name: str, outcome: Outcome | None, now: datetime) -> Transition:
-    good = outcome is None or outcome.result in (Result.SUCCEEDED, Result.PARTIAL, Result.SKIPPED)
+    """Go on to what comes after a handler; None: it was not defined (section 3.13)."""
+    node = None
     if outcome is not None:
-        node = state.handlers.get(name, NEW_NODE)
-        policy = state.plan.handlers[name].continue_on
-        if outcome.result is Result.FAILED and retry.accepts(
-            policy, exit_code=outcome.exit_code, output_matches=outcome.output_matches
-        ):
-            good = True
-        ended = replace(node, status=_status_of(outcome), finished_at=now, error=outcome.error)
-        state = replace(state, handlers={**state.handlers, name: ended})
-    if name == "init" and state.is_timed_out:
-        return _outcome(replace(state, status=RunStatus.FAILED), now)
+        node = _ended(state.plan.handlers[name], state.handlers[name], outcome, now)
+        state = replace(state, handlers={**state.handlers, name: node})
+    is_bad = node is not None and not node.is_accepted and node.status in (StepStatus.FAILED, StepStatus.ABORTED)
+    error = node.error if node else ""
     if name == "init":
-        if not good or state.is_stopping:
-            error = state.error or (f"init handler failed: {outcome.error}" if outcome and not good else "")
-            return _outcome(replace(state, status=RunStatus.ABORTED, error=error), now)
-        return _continue(replace(state, phase=Phase.STEPS), now)
-    if outcome is not None and outcome.result is Result.ABORTED:
+        if state.is_timed_out:
+            return _outcome(replace(state, status=RunStatus.FAILED))
+        if state.is_stopping:
+            return _outcome(replace(state, status=RunStatus.ABORTED))
+        if is_bad:
+            return _outcome(replace(state, status=RunStatus.ABORTED, error=f"init handler failed: {error}"))
+        # Where an earlier attempt's results are kept, the steps begin with what they mean for those behind them.
+        kept = [position for position, before in enumerate(state.nodes) if before.status.is_terminal]
+        return _continue(_settle_dependents(replace(state, phase=Phase.STEPS), kept, now), now)
+    if name == "wait":  # the run is not finished: no failure, no exit handler
+        return Transition(replace(state, phase=Phase.ENDED), (End(),))
+    if node is not None and node.status is StepStatus.ABORTED and state.is_stopping:
         state = replace(state, status=RunStatus.ABORTED)
-    elif not good and outcome is not None:
-        error = state.error or f"handler {HANDLER_NODES[name]} failed: {outcome.error}"
-        state = replace(state, status=RunStatus.FAILED, error=error)
-    if name == "exit" or state.status is RunStatus.WAITING:
+    elif is_bad:
+        text = state.error or f"handler {HANDLER_NODES[name]} failed: {error}"
+        state = replace(state, status=RunStatus.FAILED, error=text)
+    if name == "exit":
         return Transition(replace(state, phase=Phase.ENDED, finished_at=now), (End(),))
     return Transition(replace(state, phase=Phase.EXIT, running=state.running + 1), (StartHandler("exit"),))
 
@@ -410,43 +459,38 @@ def handler_started(state: RunState, name: str, now: datetime) -> RunState:
     return replace(state, handlers={**state.handlers, name: node})
 
 
-def _status_of(outcome: Outcome) -> StepStatus:
-    return {
-        Result.SUCCEEDED: StepStatus.SUCCEEDED,
-        Result.PARTIAL: StepStatus.PARTIALLY_SUCCEEDED,
-        Result.FAILED: StepStatus.FAILED,
-        Result.TIMED_OUT: StepStatus.FAILED,
-        Result.SKIPPED: StepStatus.SKIPPED,
-        Result.ABORTED: StepStatus.ABORTED,
-    }[outcome.result]
-
-
 def _step_ended(state: RunState, position: int, outcome: Outcome, now: datetime) -> Transition:
     """Decide what follows one execution: a retry, a repetition, or the end of the step."""
+    if state.nodes[position].status is not StepStatus.RUNNING:
+        return Transition(state)
     step = state.plan.steps[position]
     halting = state.is_stopping or state.is_timed_out
     node = _executed(state.nodes[position], outcome)
     node, pause = _again(step, node, outcome, now, halting=halting)
     if pause is not None:
         return Transition(_with_node(state, position, node), (Pause(position, pause),))
-    status = _status_of(outcome)
-    if halting and status not in (StepStatus.SUCCEEDED, StepStatus.PARTIALLY_SUCCEEDED):
-        status = StepStatus.ABORTED
-    if status is StepStatus.FAILED:
-        policy = step.continue_on
-        if retry.accepts(policy, exit_code=outcome.exit_code, output_matches=outcome.output_matches):
-            if policy.mark_success:
-                status, node = StepStatus.SUCCEEDED, replace(node, error="")
-            else:
-                node = replace(node, is_accepted=True)
-    ended = replace(node, status=status, finished_at=now)
-    return _finished(replace(state, running=state.running - 1), position, ended, now)
+    if halting and outcome.result not in (Result.SUCCEEDED, Result.PARTIAL):
+        outcome = replace(outcome, result=Result.ABORTED)
+    return _finished(replace(state, running=state.running - 1), position, _ended(step, node, outcome, now), now)
+
+
+def _ended(step: Step, node: NodeState, outcome: Outcome, now: datetime) -> NodeState:
+    """Return a step or handler after its last execution; `continue_on` may accept its failure (section 3.8)."""
+    status, policy = _STATUS[outcome.result], step.continue_on
+    if status is StepStatus.FAILED and retry.accepts(
+        policy, exit_code=outcome.exit_code, output_matches=outcome.output_matches
+    ):
+        if policy.mark_success:
+            return replace(node, status=StepStatus.SUCCEEDED, finished_at=now, error="")
+        node = replace(node, is_accepted=True)
+    return replace(node, status=status, finished_at=now)
 
 
 def _executed(node: NodeState, outcome: Outcome) -> NodeState:
-    """Note one execution."""
+    """Note one execution. Outputs are those of the last one; the children that it told of meanwhile stay."""
+    children = {key: value for key, value in node.published.items() if key == "children"}
     return replace(
-        node, exit_code=outcome.exit_code, error=outcome.error, published={**node.published, **outcome.published},
+        node, exit_code=outcome.exit_code, error=outcome.error, published={**children, **outcome.published},
         done_count=node.done_count + (outcome.result is not Result.SKIPPED),
     )  # fmt: skip
 
@@ -465,9 +509,7 @@ def _again(
     if failed and retry.retries(outcome.retry, done=node.retry_count, exit_code=outcome.exit_code):
         assert outcome.retry is not None, "only a policy retries"
         # An execution that is tried again does not count as one of a loop's.
-        again = replace(
-            node, retry_count=node.retry_count + 1, retried_at=now, done_count=node.done_count - 1
-        )  # fmt: skip
+        again = replace(node, retry_count=node.retry_count + 1, retried_at=now, done_count=node.done_count - 1)
         return again, outcome.retry.pause_s(node.retry_count)
     if outcome.repeat is None or outcome.repeat_met is None or step.repeat is None:
         return node, None
@@ -530,8 +572,6 @@ def _readiness(plan: Plan, position: int, node_of: Any) -> StepStatus | None:
 
 def _continue(state: RunState, now: datetime) -> Transition:
     """Start what may start; when nothing is left, find out what the run amounts to."""
-    if state.phase is not Phase.STEPS:
-        return Transition(state)
     commands: list[Command] = []
     halting = state.is_stopping or state.is_timed_out
     while state.ready and not halting and not state.is_held:
@@ -541,12 +581,12 @@ def _continue(state: RunState, now: datetime) -> Transition:
         node = replace(state.nodes[position], status=StepStatus.RUNNING, started_at=now)
         state = replace(_with_node(state, position, node), ready=rest, running=state.running + 1)
         commands.append(StartStep(position, is_first=True))
-        if state.delay_s > 0 and rest:
+        if state.delay_s > 0 and state.unfinished > _active(state):  # there is something left to hold back
             commands.append(Delay(state.delay_s))
             state = replace(state, is_held=True, running=state.running + 1)
     if commands or state.running or state.unfinished:
         return Transition(state, tuple(commands))
-    return _outcome(replace(state, status=overall(state)), now)
+    return _outcome(replace(state, status=overall(state)))
 
 
 def _active(state: RunState) -> int:
@@ -554,27 +594,20 @@ def _active(state: RunState) -> int:
 
 
 def _halt(state: RunState, now: datetime) -> Transition:
-    """Abort what has not started; let the shell stop what runs."""
-    nodes = tuple(
-        NodeState(status=StepStatus.ABORTED, finished_at=now) if node.status is StepStatus.NOT_STARTED else node
-        for node in state.nodes
-    )
-    unfinished = sum(not node.status.is_terminal for node in nodes)
-    keeps_nodes = state.phase in (Phase.NEW, Phase.PRECONDITIONS, Phase.INIT)
-    state = replace(state, ready=(), **({} if keeps_nodes else {"nodes": nodes, "unfinished": unfinished}))  # type: ignore[arg-type]  # two fields of their own types
-    if state.running:
-        return Transition(state, (StopRunning(),))
-    return _continue(state, now) if state.phase is Phase.STEPS else Transition(state)
+    """Abort what has not started; let the shell stop what runs. Before the steps' turn they just never start."""
+    if state.phase is Phase.STEPS:
+        nodes = tuple(
+            NodeState(status=StepStatus.ABORTED, finished_at=now) if node.status is StepStatus.NOT_STARTED else node
+            for node in state.nodes
+        )
+        unfinished = sum(not node.status.is_terminal for node in nodes)
+        state = replace(state, ready=(), nodes=nodes, unfinished=unfinished)
+    return Transition(state, (StopRunning(),) if state.running else ())
 
 
-def _outcome(state: RunState, now: datetime) -> Transition:
+def _outcome(state: RunState) -> Transition:
     """Run the handler that belongs to what the run amounts to; steps that never ran stay as they are."""
-    name = {
-        RunStatus.SUCCEEDED: "success",
-        RunStatus.PARTIALLY_SUCCEEDED: "success",
-        RunStatus.ABORTED: "abort",
-        RunStatus.WAITING: "wait",
-    }.get(state.status, "failure")
+    name = _OUTCOME_HANDLERS.get(state.status, "failure")
     state = replace(state, error=state.error or _first_error(state))
     return Transition(replace(state, phase=Phase.OUTCOME, ready=(), running=state.running + 1), (StartHandler(name),))
 
@@ -583,7 +616,7 @@ def _first_error(state: RunState) -> str:
     if state.status not in (RunStatus.FAILED, RunStatus.REJECTED):
         return ""
     for step, node in zip(state.plan.steps, state.nodes, strict=True):
-        if node.status is StepStatus.FAILED and not node.is_accepted and node.error:
+        if node.status in (StepStatus.FAILED, StepStatus.ABORTED) and not node.is_accepted and node.error:
             return f"{step.name}: {node.error}"
     return ""
 
@@ -602,16 +635,13 @@ def overall(state: RunState) -> RunStatus:
     if StepStatus.WAITING in statuses:
         return RunStatus.WAITING
     failures = [node for node in state.nodes if node.status is StepStatus.FAILED]
-    if any(not node.is_accepted for node in failures):
+    # A step that is aborted although nobody stopped the run, such as by its child, is a failure that nobody accepted.
+    if StepStatus.ABORTED in statuses or any(not node.is_accepted for node in failures):
         return RunStatus.FAILED
     has_success = any(status in (StepStatus.SUCCEEDED, StepStatus.PARTIALLY_SUCCEEDED) for status in statuses)
     if has_success and (failures or StepStatus.PARTIALLY_SUCCEEDED in statuses):
         return RunStatus.PARTIALLY_SUCCEEDED
-    if failures:
-        return RunStatus.FAILED
-    if StepStatus.ABORTED in statuses:  # a step that ended as aborted by itself, such as an aborted child
-        return RunStatus.FAILED
-    return RunStatus.SUCCEEDED
+    return RunStatus.FAILED if failures else RunStatus.SUCCEEDED
 
 
 def _with_node(state: RunState, position: int, node: NodeState) -> RunState:

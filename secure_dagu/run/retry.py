@@ -27,6 +27,8 @@ class Policy:
 
     def pause_s(self, n: int) -> float:
         """Return the pause before the `n`-th repetition, counted from 0."""
+        if not self.interval_s:
+            return 0.0
         try:
             pause = self.interval_s * self.backoff**n if self.backoff > 1.0 else self.interval_s
         except OverflowError:

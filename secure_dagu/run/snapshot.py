@@ -8,24 +8,28 @@ from __future__ import annotations
 
 import contextlib
 import json
+import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from datetime import datetime
+from datetime import UTC, datetime
 from typing import Any
 
 from secure_dagu.dag.model import Step
 from secure_dagu.run.machine import HANDLER_NODES, NodeState, Phase, RunState
 from secure_dagu.run.model import RunStatus, StepStatus
 
+_NO_CHARACTER = re.compile("[\ud800-\udfff]")
+
 
 def encode(value: Any) -> str:
-    """Return compact JSON."""
-    return json.dumps(value, ensure_ascii=False, separators=(",", ":"))
+    """Return compact JSON that UTF-8 can carry: half a surrogate pair, which JSON can spell, becomes U+FFFD."""
+    text = json.dumps(value, ensure_ascii=False, separators=(",", ":"))
+    return text if text.isascii() else _NO_CHARACTER.sub("\ufffd", text)
 
 
 def time_text(moment: datetime | None) -> str:
-    """Return RFC 3339 UTC seconds; empty for no time."""
-    return moment.strftime("%Y-%m-%dT%H:%M:%SZ") if moment else ""
+    """Return RFC 3339 UTC seconds; empty for no time. `moment` is UTC."""
+    return f"{moment.isoformat(timespec='seconds')[:19]}Z" if moment else ""
 
 
 @dataclass(slots=True)
@@ -90,6 +94,7 @@ def _node_text(step: str, logs: tuple[str, str], node: NodeState, mask: Callable
     }
     if node.retry_count:
         values["retryCount"] = node.retry_count
+    if node.retried_at:
         values["retriedAt"] = time_text(node.retried_at)
     if node.done_count:
         values["doneCount"] = node.done_count
@@ -103,16 +108,25 @@ def _node_text(step: str, logs: tuple[str, str], node: NodeState, mask: Callable
 
 
 def _masked(value: Any, mask: Callable[[str], str]) -> Any:
-    """Return a published value with secrets hidden in each of its texts; JSON text stays JSON."""
+    """Return a published value with secrets hidden in each of its texts.
+
+    JSON text stays JSON, and to the letter what it was where it hides nothing. A number that is a secret becomes text.
+    """
     if isinstance(value, str):
         if value[:1] in ("{", "["):
             with contextlib.suppress(ValueError, RecursionError):
-                return encode(_masked(json.loads(value), mask))
+                parsed = json.loads(value)
+                masked = _masked(parsed, mask)
+                # Both are asked: of two equal keys only the last one is parsed, and the text has escapes.
+                return value if masked == parsed and mask(value) == value else encode(masked)
         return mask(value)
     if isinstance(value, Mapping):
-        return {key: _masked(item, mask) for key, item in value.items()}
+        return {mask(key): _masked(item, mask) for key, item in value.items()}
     if isinstance(value, list | tuple):
         return [_masked(item, mask) for item in value]
+    if isinstance(value, int | float) and not isinstance(value, bool):
+        text = encode(value)
+        return value if mask(text) == text else mask(text)
     return value
 
 
@@ -183,16 +197,21 @@ def kept_nodes(document: str, names: Sequence[str]) -> dict[int, NodeState]:
                 status=StepStatus(value["status"]),
                 started_at=_moment(value.get("startedAt")),
                 finished_at=_moment(value.get("finishedAt")),
-                error=str(value.get("error") or ""),
+                error=_text(value.get("error")),
                 retry_count=int(value.get("retryCount") or 0),
+                retried_at=_moment(value.get("retriedAt")),
                 done_count=int(value.get("doneCount") or 0),
                 exit_code=0 if value["status"] == StepStatus.SUCCEEDED else None,
                 is_kept=True,
                 published={key: value[key] for key, check in PUBLISHED.items() if check(value.get(key))},
             )
-        except (KeyError, TypeError, ValueError, AttributeError):
+        except (KeyError, TypeError, ValueError, AttributeError, OverflowError):
             continue
     return found
+
+
+def _text(value: Any) -> str:
+    return value if isinstance(value, str) else ""
 
 
 def _is_text(value: Any) -> bool:
@@ -225,6 +244,8 @@ PUBLISHED: Mapping[str, Callable[[Any], bool]] = {
 
 
 def _moment(text: Any) -> datetime | None:
+    """Return a time in UTC; it may come with any offset, and without one it is taken as UTC."""
     if not isinstance(text, str) or text in ("", "-"):
         return None
-    return datetime.fromisoformat(text.replace("Z", "+00:00"))
+    moment = datetime.fromisoformat(text)
+    return moment.astimezone(UTC) if moment.tzinfo else moment.replace(tzinfo=UTC)
