@@ -25,7 +25,7 @@ class Masker:
         # Longest first, so that a secret which contains another is replaced whole.
         # A program that prints JSON prints a secret as JSON writes it, so this form is one to hide too.
         forms = {form for value in secrets for form in (value, json.dumps(value)[1:-1], _json_text(value))}
-        values = sorted({form.encode() for form in forms if form}, key=len, reverse=True)
+        values = sorted({raw(form) for form in forms if form}, key=len, reverse=True)
         self._pattern = re.compile(b"|".join(re.escape(value) for value in values)) if values else None
         self._values = values
         self._held = b""
@@ -46,16 +46,20 @@ class Masker:
 
     def text(self, text: str) -> str:
         """Return a whole text with secrets masked."""
-        return self._pattern.sub(MASK, text.encode()).decode(errors="replace") if self._pattern else text
+        if self._pattern is None:
+            return text
+        return self._pattern.sub(MASK, raw(text)).decode(errors="replace")
 
     def _tail(self, data: bytes) -> int:
         """Return how many bytes at the end may be the beginning of a secret."""
         longest = 0
         for value in self._values:
-            for size in range(min(len(value) - 1, len(data)), longest, -1):
-                if data.endswith(value[:size]):
-                    longest = size
+            at = data.find(value[:1], max(0, len(data) - len(value) + 1))
+            while 0 <= at < len(data) - longest:
+                if value.startswith(data[at:]):
+                    longest = len(data) - at
                     break
+                at = data.find(value[:1], at + 1)
         if not longest:
             return 0
         # A whole secret that ends inside the tail must not be cut in two.
@@ -67,6 +71,18 @@ class Masker:
         return longest
 
 
+def raw(text: str) -> bytes:
+    """Return the bytes of a text as a program would write them, whatever is in it.
+
+    A host's environment may hold bytes that are no text, which Python carries as surrogates; a surrogate out of JSON
+    stands for nothing.
+    """
+    try:
+        return text.encode(errors="surrogateescape")
+    except UnicodeEncodeError:
+        return text.encode(errors="replace")
+
+
 def _json_text(value: str) -> str:
     return json.dumps(value, ensure_ascii=False)[1:-1]
 
@@ -75,15 +91,26 @@ class LogFile:
     """One step's stream on disk, masked, appended to by every attempt of the step.
 
     The file is made with its first byte: two files for each step that prints nothing were a third of its cost.
+    `is_made` makes it at once, for a file that the author named and that later steps will look for.
     """
 
-    def __init__(self, path: Path, masker: Masker, told: Callable[[Path, int], None], *, mode: int = 0o600) -> None:
+    def __init__(
+        self,
+        path: Path,
+        masker: Masker,
+        told: Callable[[Path, int], None],
+        *,
+        mode: int = 0o600,
+        is_made: bool = False,
+    ) -> None:
         self.path = path
         self._masker = masker
         self._told = told
         self._mode = mode
         self._fd = -1
         self.size = 0
+        if is_made:
+            self._open()
 
     def write(self, data: bytes) -> None:
         """Append."""
@@ -102,13 +129,16 @@ class LogFile:
         if not data:
             return
         if self._fd < 0:
-            self._fd = os.open(self.path, os.O_WRONLY | os.O_APPEND | os.O_CREAT | os.O_CLOEXEC, self._mode)
-            self.size = os.fstat(self._fd).st_size
+            self._open()
         left = memoryview(data)
         while left:
             left = left[os.write(self._fd, left) :]
         self.size += len(data)
         self._told(self.path, self.size)
+
+    def _open(self) -> None:
+        self._fd = os.open(self.path, os.O_WRONLY | os.O_APPEND | os.O_CREAT | os.O_CLOEXEC, self._mode)
+        self.size = os.fstat(self._fd).st_size
 
 
 @dataclass(slots=True)
@@ -181,7 +211,7 @@ def read_output_file(text: str, declared: Sequence[DeclaredOutput]) -> dict[str,
         if known[name].type == "json":
             try:
                 json.loads(value)
-            except ValueError as error:
+            except (ValueError, RecursionError) as error:
                 raise DefinitionError(f"the output {name!r} is not JSON", why=str(error)) from None
         values[name] = value
     for name in known:

@@ -107,8 +107,10 @@ def _spawn(
     argv: Sequence[str], *, env: Mapping[str, str], cwd: Path, merged: bool
 ) -> tuple[subprocess.Popen[bytes], tuple[int, ...]]:
     """Start a program; return it and the reading ends of its output."""
-    pipes = [os.pipe2(os.O_CLOEXEC) for _ in range(1 if merged else 2)]
+    pipes: list[tuple[int, int]] = []
     try:
+        for _ in range(1 if merged else 2):
+            pipes.append(os.pipe2(os.O_CLOEXEC))
         child = subprocess.Popen(  # noqa: S603 - running the author's program is our purpose
             list(argv),
             stdin=subprocess.DEVNULL,
@@ -147,7 +149,13 @@ class _Child:
         """The first thing that a sink could not do."""
         self._loop = loop
         self._streams = set(reads)
-        self._pidfd = os.pidfd_open(process.pid)
+        try:
+            self._pidfd = os.pidfd_open(process.pid)
+        except OSError:  # no descriptor left to watch it with
+            os.killpg(process.pid, signal.SIGKILL)
+            self._pidfd = -1
+            self.release()
+            raise
         loop.add_reader(self._pidfd, self._has_ended)
         for fd, sink in zip(reads, sinks, strict=False):
             os.set_blocking(fd, False)

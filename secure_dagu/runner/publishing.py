@@ -6,9 +6,7 @@ Workflow language, sections 3.5 (`stdout.outputs`) and 3.6 (`output`, string and
 from __future__ import annotations
 
 import json
-import os
 import re
-import stat
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -20,6 +18,7 @@ from secure_dagu.dag.values import FieldMode, resolve
 from secure_dagu.errors import DefinitionError
 from secure_dagu.run.snapshot import encode
 from secure_dagu.runner import output
+from secure_dagu.runner.files import path_below, read_bounded
 from secure_dagu.runner.output import Capture
 
 
@@ -40,7 +39,7 @@ class Captured:
             LimitExceeded: there is more than `max_output_size`.
         """
         if source == "file":
-            return read_bounded(self.cwd / Path(path).expanduser(), self.limit_bytes, what=f"the output file {path!r}")
+            return read_output(path_below(self.cwd, path), self.limit_bytes, what=f"the output file {path!r}")
         if source == "stderr" and self.stderr is None:
             raise DefinitionError("stderr cannot be read", why="this step's logs are merged", fix="use stdout")
         capture = self.stderr if source == "stderr" else self.stdout
@@ -98,8 +97,8 @@ def _decoded(spec: Mapping[str, Any], text: str) -> Any:
         raise DefinitionError(f"`decode: {decode}` is not supported by this version", fix="use text or json")
     try:
         value = json.loads(text)
-    except ValueError as error:
-        raise DefinitionError("stdout is not JSON", why=str(error)) from None
+    except (ValueError, RecursionError) as error:
+        raise DefinitionError("the output is not JSON", why=str(error)) from None
     for key in re.findall(r"[^.\[\]]+", spec.get("select", "") or ""):
         try:
             value = value[int(key)] if isinstance(value, list) else value[key]
@@ -120,19 +119,6 @@ def needs_stdout(step: Step) -> bool:
     return step.output is not None or step.stdout.outputs is not None or bool(step.continue_on.outputs)
 
 
-def read_bounded(path: Path, limit: int, *, what: str = "the output file") -> str:
-    try:
-        # The step could have put a link or a pipe there.
-        handle = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC)
-    except OSError as error:
-        raise DefinitionError(f"{what} cannot be read", why=str(error.strerror)) from None
-    with os.fdopen(handle, "rb") as file:
-        if not stat.S_ISREG(os.fstat(handle).st_mode):
-            raise DefinitionError(f"{what} is no plain file")
-        data = file.read(limit + 1)
-    if len(data) > limit:
-        raise DefinitionError(f"{what} is too large", why=f"max_output_size is {limit} bytes")
-    try:
-        return data.decode()
-    except UnicodeDecodeError:
-        raise DefinitionError(f"{what} is not UTF-8") from None
+def read_output(path: Path, limit: int, *, what: str = "the output file") -> str:
+    """Return a file that a step wrote, which may be anything (`files.read_bounded`)."""
+    return read_bounded(path, limit, what=what, limited_by="max_output_size")

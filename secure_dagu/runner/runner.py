@@ -84,10 +84,10 @@ class Execution:
         self._publish_every_s = PUBLISH_EVERY_S
         self._published_at = 0.0
         self._is_dirty = False
-        self._speakers = frozenset(
-            position for position, step in enumerate(self.plan.steps) if step.id or isinstance(step.output, str)
-        )
-        """Steps that others can read something of: looking at all ancestors would make a long chain quadratic."""
+        self._publishers = frozenset(p for p, step in enumerate(self.plan.steps) if isinstance(step.output, str))
+        """Steps whose output is a variable of every step after them."""
+        self._speakers = self._publishers.union(p for p, step in enumerate(self.plan.steps) if step.id)
+        """Steps that others can read something of, if only by their id."""
         self._group: asyncio.TaskGroup
 
     async def perform(self, stop: asyncio.Event) -> RunState:
@@ -296,9 +296,14 @@ class Execution:
         context["step.name"] = step.name
         if step.id:
             context["step.id"] = step.id
+        # Looking at all ancestors of all steps would make a long chain quadratic, so only where it can matter: a step
+        # without a dollar refers to nobody.
+        heard = self._publishers
+        if self._speakers != heard and ("$" in self.dag.working_dir or "$" in repr(step)):
+            heard = self._speakers
         ancestors: tuple[int, ...] = ()
-        if self._speakers and self.plan.dependencies[position]:
-            ancestors = tuple(before for before in self.plan.ancestors(position) if before in self._speakers)
+        if heard and self.plan.dependencies[position]:
+            ancestors = tuple(before for before in self.plan.ancestors(position) if before in heard)
         return self._with_outputs(ancestors, context)
 
     def _scope_of_handler(self) -> Scope:

@@ -5,6 +5,7 @@
 
 from __future__ import annotations
 
+import io
 import json
 import os
 import re
@@ -29,11 +30,14 @@ from secure_dagu.run.retry import accepts
 from secure_dagu.run.snapshot import Snapshots, encode, kept_nodes, step_text, time_text
 from secure_dagu.runner import shell
 from secure_dagu.runner.api import RunRequest
+from secure_dagu.runner.files import path_below, read_bounded
 from secure_dagu.runner.workspace import unpack_bundle
 
 if TYPE_CHECKING:
     from secure_dagu.runner.runner import Execution
 
+MAX_FILE_BYTES = 2**20
+"""A dotenv file or a file that holds a secret."""
 _PROCESS_STARTED_MS = time.time_ns() // 1_000_000
 _UNSAFE = re.compile(r"[^A-Za-z0-9_-]")
 _TAKEN_OVER = ("createdAt", "queuedAt", "scheduleTime", "parallelItem", "autoRetryCount", "profileName")
@@ -82,7 +86,7 @@ async def prepare(request: RunRequest) -> Prepared:
     log_names = _log_names([*(step.name for step in dag.steps), *HANDLER_NODES.values()])
     logs = request.folders.logs
     scope = _first_scope(request, dag, work_dir)
-    head = _head(request, dag, work_dir)
+    head = _head(request, dag, work_dir, warnings=definition.warnings)
     pairs = {name: (f"{logs / stem}.stdout.log", f"{logs / stem}.stderr.log") for name, stem in log_names.items()}
     snapshots = Snapshots(
         head=head,
@@ -203,7 +207,7 @@ def _kept(request: RunRequest, plan: Plan) -> Mapping[int, NodeState]:
     return kept
 
 
-def _head(request: RunRequest, dag: Dag | None, work_dir: Path) -> dict[str, Any]:
+def _head(request: RunRequest, dag: Dag | None, work_dir: Path, *, warnings: tuple[str, ...] = ()) -> dict[str, Any]:
     """Return the keys of a document that never change."""
     task = request.task
     previous = task.operation is Operation.RETRY
@@ -235,7 +239,7 @@ def _head(request: RunRequest, dag: Dag | None, work_dir: Path) -> dict[str, Any
         "parallelItem": task.parallel_item,
         "profileName": task.profile_name,
         "labels": [label for label in task.labels.split(",") if label],
-        "warnings": list(request.warnings),
+        "warnings": list(dict.fromkeys((*request.warnings, *warnings))),
     }
     if previous:
         optional |= {key: before[key] for key in _TAKEN_OVER if key in before}
@@ -294,14 +298,20 @@ def _dotenv(run: Execution, scope: Scope) -> dict[str, str]:
     """Return what dotenv files below the working directory say; missing ones are ignored."""
     values: dict[str, str] = {}
     for name in dict.fromkeys((".env", *run.dag.dotenv)):
-        path = run.work_dir / Path(resolve(name, scope, FieldMode.HOST)).expanduser()
-        if path.is_file():
-            from dotenv import dotenv_values  # only for runs that have such a file
+        path = path_below(run.work_dir, resolve(name, scope, FieldMode.HOST))
+        if not path.exists():
+            continue
+        try:
+            text = read_bounded(path, MAX_FILE_BYTES, what=f"the dotenv file {name!r}", follow=True)
+        except DefinitionError as error:
+            run.log("WARN", "Dotenv file not read", err=str(error))
+            continue
+        from dotenv import dotenv_values  # only for runs that have such a file
 
-            # Not with its own interpolation: that one sees this process's environment, which no step may.
-            for key, value in dotenv_values(path, interpolate=False).items():
-                if value is not None:
-                    values[key] = _VARIABLE.sub(lambda found: values.get(found[1] or found[2], found[0]), value)
+        # Not with its own interpolation: that one sees this process's environment, which no step may.
+        for key, value in dotenv_values(stream=io.StringIO(text), interpolate=False).items():
+            if value is not None:
+                values[key] = _VARIABLE.sub(lambda found: values.get(found[1] or found[2], found[0]), value)
     return values
 
 
@@ -320,11 +330,9 @@ async def _secrets(run: Execution, scope: Scope) -> dict[str, str]:
                 )
             values[item.name] = value
         elif item.provider == "file":
-            path = run.work_dir / Path(item.key).expanduser()  # noqa: ASYNC240 - one small file before the first step
-            try:
-                values[item.name] = path.read_text()
-            except OSError as error:
-                raise DefinitionError(f"secret {item.name}: {error.strerror}", why=f"file {item.key}") from None
+            what = f"the file {item.key!r} of the secret {item.name}"
+            # Links are followed: Kubernetes mounts secrets as links.
+            values[item.name] = read_bounded(path_below(run.work_dir, item.key), MAX_FILE_BYTES, what=what, follow=True)
         else:
             raise DefinitionError(f"secret {item.name}: provider {item.provider!r} is not supported by this version")
     return values

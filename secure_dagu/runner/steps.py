@@ -27,6 +27,7 @@ from secure_dagu.run.snapshot import encode
 from secure_dagu.runner import output, process, publishing, shell
 from secure_dagu.runner.context import Done, StepContext
 from secure_dagu.runner.executors import EXECUTORS
+from secure_dagu.runner.files import path_below
 from secure_dagu.runner.output import Capture, LogFile
 
 if TYPE_CHECKING:
@@ -106,7 +107,7 @@ async def _execute(run: Execution, step: Step, *, node: str, scope: Scope, is_fi
             for file in (out, err, tee_out, tee_err):
                 if file is not None:
                     file.close()
-        written = publishing.read_bounded(published, run.dag.max_output_bytes)
+        written = publishing.read_output(published, run.dag.max_output_bytes)
     captures = publishing.Captured(stdout=capture, stderr=capture_err, cwd=cwd, limit_bytes=run.dag.max_output_bytes)
     return await _outcome(run, step, context, done, captured=captures, written=written, retry=retry, repeat=repeat)
 
@@ -310,12 +311,12 @@ def _working_dir(run: Execution, step: Step, scope: Scope) -> Path:
     """Return the step's directory, made if it is missing (workflow language, section 3.4)."""
     root = run.work_dir
     if run.dag.working_dir:
-        root = root / Path(resolve(run.dag.working_dir, scope, FieldMode.FIELD)).expanduser()
+        root = path_below(root, resolve(run.dag.working_dir, scope, FieldMode.FIELD))
     if not step.working_dir:
         if run.dag.working_dir:
             root.mkdir(mode=0o750, parents=True, exist_ok=True)
         return root
-    path = root / Path(resolve(step.working_dir, scope, FieldMode.FIELD)).expanduser()
+    path = path_below(root, resolve(step.working_dir, scope, FieldMode.FIELD))
     path.mkdir(mode=0o750, parents=True, exist_ok=True)
     return path
 
@@ -327,13 +328,13 @@ def _tee(run: Execution, path: str, artifact: str, scope: Scope, cwd: Path) -> L
         parts = Path(name).parts
         if not parts or name.startswith("/") or ".." in parts:
             raise DefinitionError(f"the artifact path {name!r} climbs out of the artifact folder")
-        target = run.folders.artifacts.joinpath(*parts)
+        target = path_below(run.folders.artifacts, name)
     elif path:
-        target = cwd / Path(resolve(path, scope, FieldMode.PATH)).expanduser()
+        target = path_below(cwd, resolve(path, scope, FieldMode.PATH))
     else:
         return None
     target.parent.mkdir(parents=True, exist_ok=True)
-    return LogFile(target, run.new_masker(), lambda _path, _size: None, mode=0o644)
+    return LogFile(target, run.new_masker(), lambda _path, _size: None, mode=0o644, is_made=True)
 
 
 def _sink(log: LogFile, capture: Capture | None, tee: LogFile | None) -> process.Sink:

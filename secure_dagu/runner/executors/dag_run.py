@@ -28,7 +28,8 @@ from secure_dagu.runner.context import Done, StepContext
 
 MAX_ITEMS = 1000
 _BASE58 = "123456789ABCDEFGHJKLMNPQRSTUVWXYZabcdefghijkmnopqrstuvwxyz"
-_DOCUMENT = re.compile(r"(?m)^---(?:[ \t].*)?$")
+_DOCUMENT = re.compile(r"(?m)^---[ \t]*(?:#.*)?$|^---(?=[ \t])")
+_HAS_CONTENT = re.compile(r"(?m)^[ \t]*(?!\.\.\.|#|%)[^\s#]")
 
 
 @dataclass(frozen=True, slots=True)
@@ -44,7 +45,10 @@ async def execute(context: StepContext) -> Done:
     """Run the children and publish what they published."""
     step = context.step
     calls = _calls(context)
-    requests = [await _request(context, call) for call in dict.fromkeys(calls)]
+    found: dict[str, tuple[str, Dag]] = {}
+    for name in dict.fromkeys(call.dag for call in calls):
+        found[name] = await _find(context, name)
+    requests = [_request(context, call, *found[call.dag]) for call in dict.fromkeys(calls)]
     context.changed({"children": [_child_entry(request) for request in requests]})
     limit = asyncio.Semaphore(step.parallel.max_concurrent if step.parallel else 1)
     results: list[ChildResult | None] = [None] * len(requests)
@@ -160,8 +164,7 @@ def _items(parallel: Parallel, scope: Scope) -> list[Any]:
     return [word for word in split_words(re.sub(r"[\n,;|\t]", " ", text)) if word]
 
 
-async def _request(context: StepContext, call: Call) -> ChildRequest:
-    text, child = await _find(context, call.dag)
+def _request(context: StepContext, call: Call, text: str, child: Dag) -> ChildRequest:
     parent, step = context.request.task.run, context.step
     selector = step.worker_selector if step.worker_selector is not None else child.worker_selector
     return ChildRequest(
@@ -194,12 +197,14 @@ async def _find(context: StepContext, name: str) -> tuple[str, Dag]:
 
 def _local_text(text: str, name: str, others: Mapping[str, Dag]) -> str:
     """Return a stream whose first document is `name`, followed by the other local DAGs that it may call."""
-    named: dict[str, str] = {}
-    for part in _DOCUMENT.split(text)[1:]:
-        for known in others:
-            if known not in named and re.search(rf"(?m)^name:[ \t]*[\"']?{re.escape(known)}[\"']?[ \t]*(#.*)?$", part):
-                named[known] = part
-                break
+    parts = [part for part in _DOCUMENT.split(text) if _HAS_CONTENT.search(part)]
+    # Local DAGs stand in the order of their documents; the first document is the one that calls them.
+    if len(parts) != len(others) + 1:
+        raise DefinitionError(
+            f"the document of the local DAG {name!r} cannot be told from the others",
+            fix="separate documents by lines of `---` alone",
+        )
+    named = dict(zip(others, parts[1:], strict=True))
     return "\n---\n".join([named.pop(name), *named.values()])
 
 
@@ -239,11 +244,18 @@ def child_outputs(document: str) -> tuple[dict[str, str], dict[str, Any]]:
     """Return a run's outputs: string-form by name, and structured ones merged in step order."""
     variables: dict[str, str] = {}
     values: dict[str, Any] = {}
-    for node in json.loads(document or "{}").get("nodes") or ():
-        for name, text in (node.get("outputVariables") or {}).items():
+    # Another worker wrote it: whatever is not of the expected form is passed over.
+    run = formats.json_container(document)
+    nodes = run.get("nodes") if isinstance(run, dict) else None
+    for node in nodes if isinstance(nodes, list) else ():
+        if not isinstance(node, dict):
+            continue
+        published = node.get("outputVariables")
+        for name, text in published.items() if isinstance(published, dict) else ():
             variables[name] = str(text).partition("=")[2]
         for key in ("outputsValue", "stepOutputsValue"):
-            found = formats.json_container(node.get(key))
+            text = node.get(key)
+            found = formats.json_container(text) if isinstance(text, str) else None
             if isinstance(found, dict):
                 values.update(found)
     return variables, values

@@ -10,6 +10,7 @@ from secure_dagu.dag.values import FieldMode, resolve
 from secure_dagu.runner import shell
 from secure_dagu.runner.context import Done, StepContext
 from secure_dagu.runner.executors import command
+from secure_dagu.runner.output import raw
 
 
 async def execute(context: StepContext) -> Done:
@@ -19,8 +20,8 @@ async def execute(context: StepContext) -> Done:
     # Beside the logs, in a folder that is ours alone, not in the working directory that steps share.
     handle, name = tempfile.mkstemp(prefix="script-", suffix=".sh", dir=context.request.folders.logs)
     try:
-        with os.fdopen(handle, "w", encoding="utf-8", newline="") as file:
-            file.write(text)
+        with os.fdopen(handle, "wb") as file:
+            file.write(raw(text))
         argv = [*interpreter, name] if interpreter else shell.script_argv(context.shell, name)
         done = await command.run(context, argv)
         return Done(result=done.result, exit_code=done.exit_code, error=done.error.replace(name, "script"))

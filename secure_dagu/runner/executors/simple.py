@@ -6,6 +6,7 @@ from secure_dagu.dag import formats
 from secure_dagu.dag.values import FieldMode, resolve, resolve_tree
 from secure_dagu.run.machine import Result
 from secure_dagu.runner.context import SUCCESS, Done, StepContext
+from secure_dagu.runner.output import raw
 
 
 async def noop(context: StepContext) -> Done:
@@ -16,7 +17,7 @@ async def noop(context: StepContext) -> Done:
 async def log_write(context: StepContext) -> Done:
     """Write a message to the step's output."""
     message = resolve(formats.as_text(context.step.inputs["message"]), context.scope, FieldMode.FIELD)
-    context.stdout((message if message.endswith("\n") else message + "\n").encode())
+    context.stdout(raw(message if message.endswith("\n") else message + "\n"))
     return SUCCESS
 
 

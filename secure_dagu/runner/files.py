@@ -1,0 +1,51 @@
+"""Paths and small files that an author names: resolved in one way, read within a limit, never waited for."""
+
+from __future__ import annotations
+
+import os
+import stat
+from pathlib import Path
+
+from secure_dagu.errors import DefinitionError
+
+
+def path_below(base: Path, text: str) -> Path:
+    """Return `text` as a path: `~` is the home directory, anything relative is below `base`.
+
+    Raises:
+        DefinitionError: it holds a NUL character.
+    """
+    if "\0" in text:
+        raise DefinitionError(f"{text!r} is no path", why="it holds a NUL character")
+    return base / os.path.expanduser(text)  # not `Path.expanduser`: that one raises for a user that there is not
+
+
+def read_bounded(path: Path, limit: int, *, what: str, limited_by: str = "", follow: bool = False) -> str:
+    """Return the text of a plain file of at most `limit` bytes, unchanged.
+
+    Args:
+        what: how an error calls the file.
+        limited_by: what an error calls the limit.
+        follow: a link is followed; not where a step could have put one.
+
+    Raises:
+        DefinitionError: it is missing, no plain file, too large or not UTF-8.
+    """
+    try:
+        # A pipe must not make us wait for a writer.
+        handle = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC | (0 if follow else os.O_NOFOLLOW))
+    except OSError as error:
+        raise DefinitionError(f"{what} cannot be read", why=str(error.strerror)) from None
+    try:
+        if not stat.S_ISREG(os.fstat(handle).st_mode):
+            raise DefinitionError(f"{what} is no plain file")
+        with os.fdopen(handle, "rb", closefd=False) as file:
+            data = file.read(limit + 1)
+    finally:
+        os.close(handle)
+    if len(data) > limit:
+        raise DefinitionError(f"{what} is too large", why=f"{limited_by or 'the limit'} is {limit} bytes")
+    try:
+        return data.decode()
+    except UnicodeDecodeError:
+        raise DefinitionError(f"{what} is not UTF-8") from None
