@@ -30,6 +30,8 @@ _OPTIONS = (
     ("grpc.max_send_message_length", MAX_MESSAGE),
     ("grpc.enable_retries", 0),  # who may be asked again, and how often, is decided above
     ("grpc.enable_http_proxy", 0),  # or lower-case proxy variables of the host would be obeyed
+    ("grpc.http2.bdp_probe", 0),  # as on the server: no ping for every message
+    ("grpc.http2.lookahead_bytes", 4 * 2**20),
     ("grpc.use_local_subchannel_pool", 1),  # or a replaced channel would get the old, half-open connection
 )
 
