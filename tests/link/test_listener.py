@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import shutil
 import socket
 import ssl
 from pathlib import Path
@@ -17,6 +16,7 @@ from secure_dagu.link.context import ClientPolicy, ServerPolicy, UnsafePlaintext
 from secure_dagu.link.listener import Limits, listen
 from secure_dagu.link.register import Register
 from secure_dagu.security.verdict import Reason
+from tests import needs
 from tests.link.certs import Ca
 from tests.link.conftest import SETTINGS, Edge, open_dialer, open_edge, through
 
@@ -117,9 +117,7 @@ async def test_no_session_can_be_resumed(edge: Edge, our_ca: Ca) -> None:
 
 
 async def test_openssl_reports_every_reconnection_as_new(edge: Edge, our_ca: Ca) -> None:
-    openssl = shutil.which("openssl")
-    if openssl is None:
-        pytest.skip("no openssl command")
+    openssl = needs.program("openssl", package="openssl")
     pair = our_ca.worker()
     command = [openssl, "s_client", "-connect", f"127.0.0.1:{edge.port}", "-cert", str(pair.cert)]
     command += ["-key", str(pair.key), "-CAfile", str(our_ca.file), "-alpn", "h2", "-tls1_3", "-reconnect"]

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import json
-import shutil
 import signal
 import socket
 import socketserver
@@ -18,6 +17,7 @@ from pathlib import Path
 
 import pytest
 
+from tests import needs
 from tests.system.conftest import Cluster
 from tests.system.hosts import PROGRAM, free_port
 
@@ -138,10 +138,9 @@ def test_the_advertised_name_must_be_in_the_certificate(cluster: Cluster) -> Non
 
 
 def test_an_expired_certificate(cluster: Cluster, tmp_path: Path) -> None:
-    if shutil.which("faketime") is None:
-        pytest.skip("needs the Debian package faketime")
+    faketime = needs.program("faketime", package="faketime")
     old = tmp_path / "old"
-    command = ["faketime", "-f", "-400d", str(PROGRAM), "pki", "issue", "worker", "old", "--out", str(old)]
+    command = [faketime, "-f", "-400d", str(PROGRAM), "pki", "issue", "worker", "old", "--out", str(old)]
     subprocess.run(command, env=cluster.host.environment, check=True, capture_output=True)
     host = cluster.new_host("old-host")
     with cluster.unready_worker("old", *with_files_of(cluster, old, "old"), host=host) as worker:
@@ -197,8 +196,8 @@ def test_a_worker_may_not_take_another_name(cluster: Cluster) -> None:
             coordinator.wait_for("worker_id_mismatch")
 
 
-@pytest.mark.skipif(shutil.which("nginx") is None, reason="needs the Debian package nginx-light")
 def test_an_http_reverse_proxy_in_front_is_named(cluster: Cluster, tmp_path: Path) -> None:
+    nginx = needs.program("nginx", package="nginx-light")
     port = free_port()
     pki = cluster.host.home / "pki"
     config = tmp_path / "nginx.conf"
@@ -216,7 +215,7 @@ def test_an_http_reverse_proxy_in_front_is_named(cluster: Cluster, tmp_path: Pat
         }}
         """
     )
-    proxy = subprocess.Popen(["nginx", "-c", str(config)], stderr=subprocess.DEVNULL)
+    proxy = subprocess.Popen([nginx, "-c", str(config)], stderr=subprocess.DEVNULL)
     try:
         until_listening(port)
         refused(ask(cluster, f"--coordinators=localhost:{port}"), 3, "proxy")
