@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 import signal
 import subprocess
 import tempfile
@@ -144,8 +143,3 @@ def quantile(values: Sequence[float], q: float) -> float:
     """Return a quantile by nearest rank."""
     ordered = sorted(values)
     return ordered[min(len(ordered) - 1, int(q * len(ordered)))]
-
-
-async def pause(seconds: float) -> None:
-    """Wait."""
-    await asyncio.sleep(seconds)

@@ -75,9 +75,7 @@ async def run_coordinator(loaded: Loaded) -> None:
     settings = loaded.settings
     policy = _server_policy(loaded)
     own = settings.coordinator
-    # Without an advertised name the certificate's first name is as good as any that workers could be told.
-    name = own.advertise[0]
-    owner = Owner(own.id, name, own.port)
+    owner = Owner(own.id, own.advertise[0], own.port)
     _describe(policy, side="server")
     async with contextlib.AsyncExitStack() as stack:
         stop = stack.enter_context(_signals())

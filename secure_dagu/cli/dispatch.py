@@ -38,12 +38,13 @@ async def run(args: argparse.Namespace) -> int:
     from secure_dagu.run.model import RunStatus
 
     path = Path(args.file)
-    definition = _load(path, args.name, remote.base_config(args))
+    base_config = remote.base_config(args)
+    definition = _load(path, args.name, base_config)
     async with remote.connect(args) as (coordinator, caller):
         from secure_dagu.assembly import new_run_id
 
         bundle = await _send_bundle(coordinator, caller, path, definition)
-        task = _task(args, path, definition, bundle, run_id=args.run_id or new_run_id())
+        task = _task(args, path, definition, bundle, base_config=base_config, run_id=args.run_id or new_run_id())
         accepted = await coordinator.dispatch(caller, task)
         if not args.follow:
             if args.json:
@@ -109,7 +110,13 @@ def _file_dependencies(definition: Definition) -> list[str]:
 
 
 def _task(
-    args: argparse.Namespace, path: Path, definition: Definition, bundle: BundleRef | None, *, run_id: str
+    args: argparse.Namespace,
+    path: Path,
+    definition: Definition,
+    bundle: BundleRef | None,
+    *,
+    base_config: str,
+    run_id: str,
 ) -> Task:
     from secure_dagu.dispatch.model import Operation, Task, WorkerId
     from secure_dagu.run.model import DagRunRef
@@ -126,7 +133,7 @@ def _task(
         worker_selector=dict(dag.worker_selector or {}),
         target_worker=WorkerId(args.target_worker) if args.target_worker else None,
         labels=",".join(labels),
-        base_config=remote.base_config(args),
+        base_config=base_config,
         queue_name=dag.queue,
         source_file=str(path.resolve()),
         bundle=bundle,
