@@ -21,14 +21,17 @@ class SecureDaguError(Exception):
         self.what = what
         self.why = why
         self.fix = fix
+        self.reason = ""
+        """The closed code of a refusal or a fault, where there is one: the same at the end that decided and here."""
         super().__init__(what)
 
     def __str__(self) -> str:
         return self.what + (f": {self.why}" if self.why else "")
 
     def as_dict(self) -> dict[str, Any]:
-        """Return the stable JSON shape: code, what, why, fix."""
-        return {"code": self.code, "what": self.what, "why": self.why, "fix": self.fix}
+        """Return the stable JSON shape: code, what, why, fix, and reason where there is one."""
+        told = {"code": self.code, "what": self.what, "why": self.why, "fix": self.fix}
+        return told | {"reason": self.reason} if self.reason else told
 
 
 class DefinitionError(SecureDaguError):
@@ -71,10 +74,41 @@ class LeaseLost(Conflict):
 
 
 class PreconditionFailed(Conflict):
-    """The request is well formed but cannot be met as the system stands (no matching worker, stale queue dispatch)."""
+    """The request is well formed but cannot be met as the system stands (stale queue dispatch, superseded attempt)."""
 
     code = "precondition-failed"
     grpc_status = "FAILED_PRECONDITION"
+
+
+class NoMatchingWorker(PreconditionFailed):
+    """No live worker has what a run asks for."""
+
+    code = "no-matching-worker"
+
+
+class NoAuthorisedWorker(NoMatchingWorker):
+    """Somebody offers what a run asks for, but no certificate grants it."""
+
+    code = "no-authorised-worker"
+
+
+class AlreadyExists(Conflict):
+    """The name or the id is taken: the caller chooses another one."""
+
+    code = "already-exists"
+
+
+class WrongState(Conflict):
+    """The run is not in the state that this is for: still active, or not queued any more."""
+
+    code = "wrong-state"
+    http_status = 400
+
+
+class NotRunning(WrongState):
+    """Nothing of the run goes on that could be stopped."""
+
+    code = "not-running"
 
 
 class LimitExceeded(SecureDaguError):
@@ -105,11 +139,23 @@ class Refused(SecureDaguError):
     exit_code, http_status, grpc_status = 4, 403, "PERMISSION_DENIED"
 
 
+class OtherTenant(Refused):
+    """The run belongs to a tenant that the caller's certificate does not grant."""
+
+    code = "other-tenant"
+
+
 class Unavailable(SecureDaguError):
     """The other end cannot be reached now. The only family that is retried."""
 
     code = "unavailable"
     exit_code, http_status, grpc_status = 5, 503, "UNAVAILABLE"
+
+
+class NoWorker(Unavailable):
+    """No worker is there at all."""
+
+    code = "no-worker"
 
 
 class IntegrityViolation(SecureDaguError):
