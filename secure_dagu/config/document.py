@@ -5,11 +5,12 @@ from __future__ import annotations
 import difflib
 import re
 from collections.abc import Collection, Iterator, Mapping
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from secure_dagu.config.known import is_unused
+from msgspec import Struct
+
+from secure_dagu.config.known import OLD_NAMES, is_unused
 from secure_dagu.config.values import Raw
 from secure_dagu.errors import ConfigError
 
@@ -20,16 +21,14 @@ MAX_NODES = 20_000
 _CAMEL = re.compile(r"(?<=[a-z0-9])[A-Z]")
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Found:
+class Found(Struct, frozen=True, kw_only=True):
     """One configured key."""
 
     value: Raw
     line: int
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Document:
+class Document(Struct, frozen=True, kw_only=True):
     """What a file configures, by dotted key, and the keys that it gives for nothing."""
 
     found: Mapping[str, Found]
@@ -48,8 +47,8 @@ def read_document(path: Path, known: Collection[str]) -> Document:
             data = source.read(MAX_BYTES + 1)
         text = data.decode()
     except (OSError, UnicodeDecodeError) as problem:
-        why = (problem.strerror or str(problem)) if isinstance(problem, OSError) else "it is not UTF-8 text"
-        raise ConfigError(f"the configuration file {path} cannot be read", why=why) from problem
+        why = (problem.strerror or str(problem)).lower() if isinstance(problem, OSError) else "it is not UTF-8 text"
+        raise ConfigError(f"failed to read config: open {path}", why=why) from problem
     if len(data) > MAX_BYTES:
         raise ConfigError(f"the configuration file {path} is too large", why=f"the limit is {MAX_BYTES} bytes")
     try:
@@ -57,29 +56,33 @@ def read_document(path: Path, known: Collection[str]) -> Document:
     except ValueError as problem:
         raise ConfigError(f"the configuration file {path} cannot be used", why=str(problem)) from problem
     found: dict[str, Found] = {}
-    warnings, errors, camel = [], [], []
+    old: dict[str, Found] = {}
+    unused, warnings, errors, camel = [], [], [], []
     for key, written, entry in entries:
-        if key in found:
+        if key in OLD_NAMES:
+            old[OLD_NAMES[key]] = entry
+            warnings.append(f"{path}:{entry.line}: {written} is the old name of {OLD_NAMES[key]}")
+        elif key in found:
             errors.append(f"line {entry.line}: {written} is given twice")
         elif key in known:
             found[key] = entry
         elif is_unused(key):
-            warnings.append(f"{path}:{entry.line}: {written} is a known Dagu key that this version does not use")
+            unused.append(f"{written} (line {entry.line})")
         elif _CAMEL.search(written):
             camel.append(f"{written} -> {_snake(written)}")
         else:
             errors.append(f"line {entry.line}: unknown key {written}{_nearest(key, known)}")
     if camel:
-        raise ConfigError(
-            f"{path} uses camelCase keys", why="keys are written in snake_case", fix="rename " + ", ".join(camel)
-        )
+        raise ConfigError(f"{path} uses legacy camelCase keys", why="migrate to snake_case: " + ", ".join(camel))
     if errors:
         raise ConfigError(
             f"{path} has keys that mean nothing",
             why="; ".join(errors[:20]),
             fix="correct or remove them; docs/reference/configuration.md lists every key",
         )
-    return Document(found=found, warnings=tuple(warnings))
+    if unused:
+        warnings.append(f"{path}: known to Dagu and not used by this version: {', '.join(unused)}")
+    return Document(found=found | old, warnings=tuple(warnings))
 
 
 def _compose(text: str) -> Any:
@@ -105,17 +108,26 @@ def _entries(root: Any, known: Collection[str]) -> Iterator[tuple[str, str, Foun
     budget = [MAX_NODES]
     if root.id != "mapping":
         raise ValueError("the top level is not a map")
-    sections = {key.partition(".")[0] for key in known if "." in key}
-    for name, node in _pairs(root):
-        key = name.lower()
-        if key in sections and not _is_null(node):
-            if node.id != "mapping":
-                raise ValueError(f"line {node.start_mark.line + 1}: {name} is not a map")
-            for inner, value in _pairs(node):
-                if not _is_null(value):
-                    yield f"{key}.{inner.lower()}", f"{name}.{inner}", _found(value, budget)
-        elif not _is_null(node):
-            yield key, name, Found(value="", line=node.start_mark.line + 1) if is_unused(key) else _found(node, budget)
+    sections = {
+        ".".join(words[:depth]) for words in (key.split(".") for key in known) for depth in range(1, len(words))
+    }
+    yield from _below(root, "", sections, budget)
+
+
+def _below(node: Any, prefix: str, sections: Collection[str], budget: list[int]) -> Iterator[tuple[str, str, Found]]:
+    for name, value in _pairs(node):
+        written = f"{prefix}{name}"
+        key = written.lower()
+        if _is_null(value) or (value.id == "scalar" and not value.value):
+            continue  # nothing is set, as with an empty variable
+        if key in sections:
+            if value.id != "mapping":
+                raise ValueError(f"line {value.start_mark.line + 1}: {written} is not a map")
+            yield from _below(value, f"{written}.", sections, budget)
+        elif is_unused(key):
+            yield key, written, Found(value="", line=value.start_mark.line + 1)
+        else:
+            yield key, written, _found(value, budget)
 
 
 def _pairs(node: Any) -> Iterator[tuple[str, Any]]:

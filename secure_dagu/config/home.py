@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
 from pathlib import Path
 
+from msgspec import Struct
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Home:
+
+class Home(Struct, frozen=True, kw_only=True):
     """Where this host keeps things. `said` tells by what it was found."""
 
     config_dir: Path

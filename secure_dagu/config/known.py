@@ -1,21 +1,38 @@
-"""Keys that Dagu knows and this version does not use: accepted with a warning, so that a whole file can come along."""
+"""Keys and variables of Dagu that mean something else here, or nothing: a whole file of Dagu's can come along.
+
+Old names are taken for the new ones. What this version does not use is accepted with a warning.
+"""
 
 from __future__ import annotations
 
 _SECTIONS = """
-auth ui audit event_store sse scheduler queues proc monitoring tls ip_access permissions dag_discovery secrets webhooks
-terminal git_sync tunnel license opencode remote_nodes
+proc secrets webhooks terminal git_sync license opencode remote_nodes
 """
 
 _KEYS = """
-host port base_path api_base_path api_base_url public_url headless cors_allowed_origins access_log_mode skip_examples
-check_updates latest_status_today cache permission_write_dags permission_run_dags
-coordinator.enabled worker.postgres_pool
-paths.alt_dags_dir paths.admin_logs_dir paths.event_store_dir paths.dag_runs_dir paths.queue_dir paths.proc_dir
-paths.service_registry_dir paths.suspend_flags_dir paths.users_dir paths.api_keys_dir paths.dag_state_dir
+check_updates latest_status_today cache executable
+audit.enabled audit.retention_days auth.oidc auth.proxy worker.postgres_pool
+scheduler.heartbeat_interval scheduler.stale_threshold dag_discovery.symlinks ui.log_encoding_charset
+tunnel.tailscale.auth_key tunnel.tailscale.hostname tunnel.tailscale.state_dir tunnel.allowed_ips tunnel.allow_terminal
+tunnel.rate_limiting
+paths.alt_dags_dir paths.proc_dir paths.dag_state_dir
 paths.executable paths.tools_dir paths.webhooks_dir paths.contexts_dir paths.remote_nodes_dir paths.views_dir
 paths.workspaces_dir paths.wiki_dir paths.docs_dir
 """
+
+OLD_NAMES = {
+    "dags": "paths.dags_dir",
+    "permission_write_dags": "permissions.write_dags",
+    "permission_run_dags": "permissions.run_dags",
+    "api_base_url": "api_base_path",
+} | {
+    name: f"paths.{name}"
+    for name in (
+        "dags_dir", "log_dir", "data_dir", "artifact_dir", "suspend_flags_dir", "base_config", "admin_logs_dir",
+        "event_store_dir",
+    )
+}  # fmt: skip
+"""What a key was called once, at the top level → its name now. As in Dagu, the old one wins."""
 
 UNUSED_SECTIONS = frozenset(_SECTIONS.split())
 """Top-level keys that are skipped with everything below them."""
@@ -26,3 +43,16 @@ UNUSED_KEYS = frozenset(_KEYS.split())
 def is_unused(key: str) -> bool:
     """Tell whether Dagu knows the key (dotted, lower case) and this version does not act on it."""
     return key in UNUSED_KEYS or key.partition(".")[0] in UNUSED_SECTIONS
+
+
+_IRREGULAR = {"git_sync": "GITSYNC"}
+_VARIABLES = frozenset(
+    "DAGU_" + _IRREGULAR.get(key, key.removeprefix("paths.").replace(".", "_").upper())
+    for key in UNUSED_KEYS | UNUSED_SECTIONS
+) - {"DAGU_EXECUTABLE"}  # every step of ours has it
+_OTHERS = frozenset({"DAGU_ENCRYPTION_KEY", "DAGU_UI_LOG_ENCODING_CHARSET"})
+
+
+def is_unused_variable(name: str) -> bool:
+    """Tell whether Dagu knows the variable and this version does not act on it."""
+    return name in _VARIABLES | _OTHERS or any(name.startswith(f"{known}_") for known in _VARIABLES)

@@ -8,12 +8,10 @@ import os
 import socket
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
-from functools import partial
 from pathlib import Path
 from zoneinfo import ZoneInfo, ZoneInfoNotFoundError
 
-from secure_dagu.config import document, known
-from secure_dagu.config.apart import run_apart
+from secure_dagu.config import document, known, reader
 from secure_dagu.config.home import Home, expand, find_home
 from secure_dagu.config.peers import Insecure, PeerFiles, Purpose, choose_peer
 from secure_dagu.config.settings import Setting, Settings, all_settings
@@ -21,17 +19,18 @@ from secure_dagu.config.values import Address, Raw
 from secure_dagu.errors import ConfigError
 
 # What a step sees of this process's environment, and nothing else (configuration reference, section 10). Dagu passes
-# everything that begins with DAGU_, and with it tokens and key files; we never pass such a name.
+# everything that begins with DAGU_, and with it tokens and key files; of those we pass the home directory only.
 _STEP_WORDS = """
 PATH HOME USER SHELL TMPDIR TERM EDITOR VISUAL LANG LC_ALL LC_CTYPE TZ LD_LIBRARY_PATH XDG_CONFIG_HOME XDG_DATA_HOME
 XDG_CACHE_HOME XDG_STATE_HOME DOCKER_HOST DOCKER_TLS_VERIFY DOCKER_CERT_PATH DOCKER_API_VERSION
 """
 _STEP_NAMES = frozenset(_STEP_WORDS.split())
-_STEP_PREFIXES = ("LC_", "KUBERNETES_")
+_STEP_PREFIXES = ("DAG_", "LC_", "KUBERNETES_")
+_OURS_PASSED = frozenset({"DAGU_HOME", "DAGU_CONTAINER_RUNTIME", "DAGU_PODMAN_HOST"})
 _NEVER_PREFIXES = ("DAGU_", "_DAGU_INTERNAL_")
 
 # Variables that this program and its steps use beside the settings; not worth a warning.
-_OTHER_VARIABLES = frozenset({"DAGU_HOME", "DAGU_CONFIG", "DAGU_OUTPUT_FILE"})
+_OTHER_VARIABLES = _OURS_PASSED | {"DAGU_CONFIG", "DAGU_OUTPUT_FILE"}
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -47,22 +46,19 @@ class Loaded:
     """The file that was read; None when there is none."""
 
 
-def load(args: argparse.Namespace, environ: Mapping[str, str] | None = None, *, apart: bool = False) -> Loaded:
+def load(args: argparse.Namespace, environ: Mapping[str, str] | None = None) -> Loaded:
     """Read everything: typed flags over variables over the file over defaults.
 
     Args:
         args: flags under their keys (`cli.flags.add_settings_flags`), `dagu_home` and `config`.
         environ: the environment; None means this process's. A variable set to nothing counts as not set.
-        apart: parse in a short-lived copy of this process. For services, which stay for long and should stay small;
-            only before any thread is started.
 
     Raises:
         ConfigError: with every invalid value, its key and where it came from.
     """
     environ = os.environ if environ is None else environ  # noqa: TID251 - the one door (docs/architecture.md)
     home = home_of(args, environ)
-    parse = partial(_parse, args, environ, home)
-    parsed = run_apart(parse) if apart else parse()
+    parsed = _parse(args, environ, home)
     settings = _with_host_defaults(parsed.settings, home, environ, parsed.sources)
     _check(settings, parsed.sources)
     return replace(parsed, settings=settings)
@@ -108,25 +104,54 @@ def peer_files(loaded: Loaded, purpose: Purpose) -> PeerFiles | Insecure:
     )
 
 
-def host_environment(settings: Settings, environ: Mapping[str, str] | None = None) -> dict[str, str]:
+def notify_socket(environ: Mapping[str, str] | None = None) -> str:
+    """Return where systemd wants to hear that this process is ready; empty when it does not."""
+    environ = os.environ if environ is None else environ  # noqa: TID251 - the one door (docs/architecture.md)
+    return environ.get("NOTIFY_SOCKET", "")
+
+
+def process_environment() -> Mapping[str, str]:
+    """Return what this process was started with, unfiltered: only for what a person names, such as a secret."""
+    return os.environ  # noqa: TID251 - the one door (docs/architecture.md)
+
+
+def child_environment(environ: Mapping[str, str] | None = None) -> dict[str, str]:
+    """Return what a process that executes runs for a server is started with: no configuration, so none of its secrets.
+
+    Where things are it is told otherwise. What else the operator set stays: secrets of the provider `env` are there.
+    """
+    environ = os.environ if environ is None else environ  # noqa: TID251 - the one door (docs/architecture.md)
+    return {
+        name: value for name, value in environ.items() if name in _OURS_PASSED or not name.startswith(_NEVER_PREFIXES)
+    }
+
+
+def home_environment(loaded: Loaded) -> dict[str, str]:
+    """Return by which variable a child finds the same home, whatever its current directory is."""
+    return {"DAGU_HOME": str(loaded.home.config_dir)} if loaded.home.said in ("--dagu-home", "DAGU_HOME") else {}
+
+
+def host_environment(loaded: Loaded, environ: Mapping[str, str] | None = None) -> dict[str, str]:
     """Return what steps may see of this process's environment: an allow-list, never a configuration variable."""
     environ = os.environ if environ is None else environ  # noqa: TID251 - the one door (docs/architecture.md)
+    settings = loaded.settings
     names = _STEP_NAMES | set(settings.core.env_passthrough)
     prefixes = (*_STEP_PREFIXES, *settings.core.env_passthrough_prefixes)
     passed = {
         name: value
         for name, value in environ.items()
-        if (name in names or name.startswith(prefixes)) and not name.startswith(_NEVER_PREFIXES)
+        if name in _OURS_PASSED
+        or ((name in names or name.startswith(prefixes)) and not name.startswith(_NEVER_PREFIXES))
     }
     if settings.core.tz:
         passed["TZ"] = settings.core.tz
     if settings.core.default_shell:
         passed["SHELL"] = settings.core.default_shell
-    return passed
+    return passed | home_environment(loaded)
 
 
 def _parse(args: argparse.Namespace, environ: Mapping[str, str], home: Home) -> Loaded:
-    """Do everything that needs the parsers."""
+    """Do everything but what depends on the host."""
     declared = all_settings()
     typed, typed_sources = _typed_flags(args, declared)
     variables, variable_sources, warnings = _variables(environ, declared)
@@ -160,14 +185,37 @@ def _variables(
             # Plain DEBUG is anybody's; whatever it holds, it only asks for more log.
             given[key] = "true" if name == "DEBUG" else environ[name]
             sources[key] = f"variable {name}"
+        elif item.is_secret and (
+            file := next((f"{word}_FILE" for word in item.env if environ.get(f"{word}_FILE")), "")
+        ):
+            given[key] = _secret_file(file, Path(environ[file]))
+            sources[key] = f"variable {file}"
     names = {name for item in declared.values() for name in item.env}
-    warnings = []
+    names |= {f"{name}_FILE" for item in declared.values() if item.is_secret for name in item.env}
+    warnings, unused = [], []
     for name in sorted(environ):
         if name.startswith("DAGU_") and name not in names | _OTHER_VARIABLES and environ[name]:
-            close = difflib.get_close_matches(name, names, n=1, cutoff=0.9)
-            if close and not known.is_unused(name.removeprefix("DAGU_").lower()):
+            if known.is_unused_variable(name):
+                unused.append(name)
+            elif close := difflib.get_close_matches(name, names, n=1, cutoff=0.9):
                 warnings.append(f"the variable {name} means nothing here (did you mean {close[0]}?)")
+    if unused:
+        warnings.append(f"variables known to Dagu and not used by this version: {', '.join(unused)}")
     return given, sources, warnings
+
+
+def _secret_file(variable: str, path: Path) -> str:
+    """Read a secret from the file that a variable names.
+
+    Raises:
+        ConfigError: it cannot be read, or is not one line of text.
+    """
+    try:
+        with path.open("rb") as file:
+            return file.read(4096).decode().strip()
+    except (OSError, UnicodeDecodeError) as problem:
+        why = problem.strerror if isinstance(problem, OSError) else "it is not UTF-8 text"
+        raise ConfigError(f"the secret of {variable} cannot be read", why=f"{path}: {why}") from problem
 
 
 def _document(
@@ -183,20 +231,12 @@ def _document(
 def _read(
     file_values: Mapping[str, Raw], variables: Mapping[str, Raw], typed: Mapping[str, Raw], sources: Mapping[str, str]
 ) -> Settings:
-    # pydantic takes a quarter of a second and 20 MiB; `--help`, `pki` and `version` need none of it.
-    from secure_dagu.config import reader
-
-    layers = (
-        reader.Layer(name="flags", values=typed),
-        reader.Layer(name="variables", values=variables),
-        reader.Layer(name="file", values=file_values),
-    )
     try:
-        return reader.read(layers)
+        return reader.read((typed, variables, file_values))
     except reader.InvalidValues as problem:
         raise ConfigError(
             "the configuration has values that cannot be used",
-            why="; ".join(f"{key} ({sources.get(key, '?')}): {reason}" for key, reason in problem.problems),
+            why="; ".join(f"invalid {key}: {reason} ({sources.get(key, '?')})" for key, reason in problem.problems),
             fix="correct them; docs/reference/configuration.md says what each key takes",
         ) from problem
 
@@ -231,13 +271,23 @@ def _with_host_defaults(
         return None if value is None else place(key, value, value)
 
     data = place("paths.data_dir", settings.paths.data_dir, home.data_dir)
+    logs = place("paths.log_dir", settings.paths.log_dir, home.log_dir)
+    admin = place("paths.admin_logs_dir", settings.paths.admin_logs_dir, logs / "admin")
     defaults = {
         "dags_dir": home.config_dir / "dags",
         "data_dir": data,
-        "log_dir": home.log_dir,
+        "log_dir": logs,
         "artifact_dir": data / "artifacts",
         "dag_run_work_dir": data / "dag-run-work",
         "secrets_dir": data / "secrets",
+        "dag_runs_dir": data / "dag-runs",
+        "queue_dir": data / "queue",
+        "service_registry_dir": data / "service-registry",
+        "suspend_flags_dir": home.data_dir.parent / "suspend",
+        "admin_logs_dir": admin,
+        "event_store_dir": admin / "events",
+        "users_dir": data / "users",
+        "api_keys_dir": data / "apikeys",
         "base_config": home.config_dir / "base.yaml",
     }
     paths = replace(
@@ -250,7 +300,16 @@ def _with_host_defaults(
         key_file=optional("peer.key_file", settings.peer.key_file),
         client_ca_file=optional("peer.client_ca_file", settings.peer.client_ca_file),
     )
-    return replace(settings, coordinator=coordinator, worker=worker, client=client, paths=paths, peer=peer)
+    pki = replace(settings.pki, passphrase_file=optional("pki.passphrase_file", settings.pki.passphrase_file))
+    tls = replace(
+        settings.tls,
+        cert_file=optional("tls.cert_file", settings.tls.cert_file),
+        key_file=optional("tls.key_file", settings.tls.key_file),
+        ca_file=optional("tls.ca_file", settings.tls.ca_file),
+    )
+    return replace(
+        settings, coordinator=coordinator, worker=worker, client=client, paths=paths, peer=peer, pki=pki, tls=tls
+    )
 
 
 def _local_name(settings: Settings, *, is_advertised: bool) -> str:

@@ -3,12 +3,17 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
 from enum import StrEnum
 from pathlib import Path
+from typing import Final
+
+from msgspec import Struct
 
 from secure_dagu.config.settings import Peer
 from secure_dagu.errors import ConfigError
+
+STANDARD: Final = "the standard place"
+"""`PeerFiles.source` where no `peer.*` setting names the files."""
 
 
 class Purpose(StrEnum):
@@ -19,8 +24,7 @@ class Purpose(StrEnum):
     OPERATOR = "operator"
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class PeerFiles:
+class PeerFiles(Struct, frozen=True, kw_only=True):
     """Mutual TLS with these files. `source` says where they come from: `peer.*`, or the standard place."""
 
     cert: Path
@@ -29,8 +33,7 @@ class PeerFiles:
     source: str
 
 
-@dataclass(frozen=True, slots=True)
-class Insecure:
+class Insecure(Struct, frozen=True):
     """Plaintext, because `peer.insecure` says so."""
 
 
@@ -90,9 +93,7 @@ def _given(peer: Peer, said: list[str], exists: Callable[[Path], bool]) -> PeerF
 
 
 def _standard(purpose: Purpose, stem: str, pki_dir: Path, exists: Callable[[Path], bool]) -> PeerFiles:
-    files = PeerFiles(
-        cert=pki_dir / f"{stem}.crt", key=pki_dir / f"{stem}.key", ca=pki_dir / "ca.crt", source="the standard place"
-    )
+    files = PeerFiles(cert=pki_dir / f"{stem}.crt", key=pki_dir / f"{stem}.key", ca=pki_dir / "ca.crt", source=STANDARD)
     missing = [path.name for path in (files.cert, files.key, files.ca) if not exists(path)]
     if not missing:
         return files
@@ -102,7 +103,7 @@ def _standard(purpose: Purpose, stem: str, pki_dir: Path, exists: Callable[[Path
         Purpose.WORKER: f"on the host of the CA run `secure-dagu pki issue worker {stem}`",
         Purpose.OPERATOR: "on the host of the CA run `secure-dagu pki issue admin operator`",
     }[purpose]
-    copy = f"and bring the files to {pki_dir}" if purpose is not Purpose.COORDINATOR else f"with `--out {pki_dir}`"
+    copy = f"and bring the files to {pki_dir}" if purpose is not Purpose.COORDINATOR else "with `--here`"
     raise ConfigError(
         f"this {purpose.value} has no certificate: {', '.join(missing)} missing in {pki_dir}",
         why="connections are proven on both sides, and neither peer.* files nor peer.insecure are configured",

@@ -10,12 +10,12 @@ _HEAD = """\
 Made from `secure_dagu/config/settings.py` by `secure-dagu config docs`; do not edit.
 
 A typed flag wins over a variable, a variable over the file, the file over the default.
-A variable that is set to nothing counts as not set.
 The file is `config.yaml` in the home directory, or what `--config` names; it is YAML with the keys below.
 The home directory is `--dagu-home`, else `DAGU_HOME`, else `~/.dagu` if it exists, else `~/.config/dagu` for
 configuration and `$XDG_DATA_HOME/dagu` for data.
 Unknown keys are errors that name the nearest known one.
-Keys that Dagu knows and this version does not use are accepted with a warning.
+Keys and variables that Dagu knows and this version does not use are accepted with a warning.
+What is set to nothing, such as `cert_file: ""`, counts as not set.
 
 Durations are Go's: `500ms`, `30s`, `1h30m`.
 Truth values are `true`, `false`, `1`, `0`, `t`, `f` in Go's spellings.

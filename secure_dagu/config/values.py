@@ -11,10 +11,7 @@ import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from datetime import timedelta
-from typing import TYPE_CHECKING, Any
-
-if TYPE_CHECKING:
-    from pydantic_core import CoreSchema
+from typing import Any
 
 Raw = str | list[Any] | dict[str, Any]
 """What a source gives for one key: text, a list of texts, or a map of texts."""
@@ -23,6 +20,7 @@ _BOOLS = dict.fromkeys(("1", "t", "T", "TRUE", "true", "True"), True)
 _BOOLS |= dict.fromkeys(("0", "f", "F", "FALSE", "false", "False"), False)
 _DURATION = re.compile(r"(?:\d+(?:\.\d*)?|\.\d+)(?:ns|us|µs|μs|ms|s|m|h)")
 _SECONDS = {"ns": 1e-9, "us": 1e-6, "µs": 1e-6, "μs": 1e-6, "ms": 1e-3, "s": 1.0, "m": 60.0, "h": 3600.0}
+_YEAR = timedelta(hours=8760)
 _HOST = re.compile(r"[A-Za-z0-9_]([A-Za-z0-9._-]{0,252}[A-Za-z0-9_])?")
 _LABEL_LIMIT = 64
 _TEXT_LIMIT = 4096
@@ -30,27 +28,10 @@ _TEXT_LIMIT = 4096
 
 @dataclass(frozen=True, slots=True)
 class Parsed:
-    """Mark a field's type with its parser and the word that help texts use for its values.
-
-    pydantic asks it for a schema, and only then is pydantic imported: a process that merely reads settings stays small.
-    """
+    """Mark a field's type with its parser and the word that help texts use for its values."""
 
     parse: Callable[[Any], Any]
     word: str
-
-    def __get_pydantic_core_schema__(self, source: Any, handler: Any) -> CoreSchema:
-        """Let pydantic call our parser and nothing else."""
-        from pydantic_core import core_schema
-
-        return core_schema.no_info_plain_validator_function(lambda whole: self.parse(whole.value))
-
-
-@dataclass(frozen=True, slots=True)
-class Whole:
-    """Wrap a raw value on its way through pydantic-settings, which would merge the maps of two sources: labels that
-    are given anew replace the old ones."""
-
-    value: Raw
 
 
 @dataclass(frozen=True, slots=True)
@@ -62,6 +43,32 @@ class Address:
 
     def __str__(self) -> str:
         return f"[{self.host}]:{self.port}" if ":" in self.host else f"{self.host}:{self.port}"
+
+
+@dataclass(frozen=True, slots=True)
+class NamedQueue:
+    """A queue of the configuration."""
+
+    name: str
+    max_concurrency: int
+
+
+class Hidden:
+    """A secret of the configuration: no way of printing it shows it."""
+
+    __slots__ = ("_text",)
+
+    def __init__(self, text: str) -> None:
+        self._text = text
+
+    def reveal(self) -> str:
+        """Return it, for the one use that it is made for."""
+        return self._text
+
+    def __repr__(self) -> str:
+        return "(hidden)"
+
+    __str__ = __repr__
 
 
 def text(raw: Raw) -> str:
@@ -101,7 +108,7 @@ def choice(*words: str) -> Callable[[Raw], str]:
     def parse(raw: Raw) -> str:
         word = text(raw)
         if word not in words:
-            raise ValueError(f"{word!r} is not one of {', '.join(words)}")
+            raise ValueError(f'"{word}" (must be one of: {", ".join(words)})')
         return word
 
     return parse
@@ -125,12 +132,79 @@ def duration(raw: Raw) -> timedelta:
         raise ValueError(f"{word!r} is too long") from None
 
 
+def positive_duration(raw: Raw) -> timedelta:
+    """Take a duration above zero, of a year (8760h) at most."""
+    span = duration(raw)
+    if not timedelta(0) < span <= _YEAR:
+        raise ValueError(f"{raw!r} is not between 1ms and 8760h")
+    return span
+
+
 def texts(raw: Raw) -> tuple[str, ...]:
     """Take a list, or one text with commas; entries are trimmed and empty ones dropped."""
     if isinstance(raw, dict):
         raise ValueError("expected a list")  # noqa: TRY004 - as above
     entries = raw.split(",") if isinstance(raw, str) else raw
     return tuple(word for entry in entries if (word := text(entry).strip()))
+
+
+def hidden(raw: Raw) -> Hidden:
+    """Take a secret."""
+    return Hidden(text(raw))
+
+
+def url_path(raw: Raw) -> str:
+    """Take a prefix of URLs: `/a/b` without a slash at its end; `/` is none."""
+    word = text(raw).strip().rstrip("/")
+    if not word:
+        return ""
+    if set(word) & set("?#\\ ") or "//" in word or any(part in (".", "..") for part in word.split("/")):
+        raise ValueError(f"{word!r} is no path of a URL")
+    return word if word.startswith("/") else f"/{word}"
+
+
+def public_url(raw: Raw) -> str:
+    """Take an absolute http(s) URL without query and fragment; no slash at its end."""
+    word = text(raw).strip().rstrip("/")
+    if word and not re.fullmatch(r"https?://[A-Za-z0-9.:\[\]-]+(/[^?#\\\s]*)?", word):
+        raise ValueError(f"{word!r} is no absolute http or https URL without query and fragment")
+    return word
+
+
+def networks(raw: Raw) -> tuple[Any, ...]:
+    """Take a list of addresses and networks; return `ipaddress` networks."""
+    found = []
+    for word in texts(raw):
+        try:
+            found.append(ipaddress.ip_network(word, strict=False))
+        except ValueError:
+            raise ValueError(f"{word!r} is neither an address nor a network") from None
+    return tuple(found)
+
+
+def named_queues(raw: Raw) -> tuple[NamedQueue, ...]:
+    """Take a list of maps with `name` and `max_concurrency` (or `max_active_runs`, which wins)."""
+    if not isinstance(raw, list):
+        raise ValueError("expected a list of maps with name and max_concurrency")  # noqa: TRY004 - as above
+    found: dict[str, NamedQueue] = {}
+    for entry in raw:
+        if not isinstance(entry, dict) or not entry.get("name"):
+            raise ValueError("each queue is a map with a name")
+        if unknown := set(entry) - {"name", "max_concurrency", "max_active_runs"}:
+            raise ValueError(f"{sorted(unknown)[0]!r} is unknown there")
+        name = text(entry["name"])
+        if not re.fullmatch(r"(?!\.{1,2}\Z)[A-Za-z0-9_.-]{1,64}", name) or name in found:
+            raise ValueError(f"{name!r} is no name of a queue, or given twice")
+        limit = entry.get("max_active_runs") or entry.get("max_concurrency") or "1"
+        found[name] = NamedQueue(name, integer(minimum=1, maximum=100_000)(limit))
+    return tuple(found.values())
+
+
+def identity_rules(raw: Raw) -> tuple[Any, ...]:
+    """Return the mapping rules of foreign certificates (`security.mapping.Rule`)."""
+    from secure_dagu.security import mapping  # --help needs none of it
+
+    return mapping.parse_rules(raw)
 
 
 def labels(raw: Raw) -> Mapping[str, str]:
@@ -180,6 +254,14 @@ def address(word: str) -> Address:
     return Address(host(name), integer(minimum=1, maximum=65535)(port))
 
 
+def syslog(raw: Raw) -> str:
+    """Take `host:port`, the absolute path of a local socket, or nothing."""
+    word = text(raw).strip()
+    if word and not word.startswith("/"):
+        address(word)
+    return word
+
+
 def addresses(raw: Raw) -> tuple[Address, ...]:
     """Take a list of `host:port`."""
     return tuple(dict.fromkeys(address(word) for word in texts(raw)))
@@ -198,6 +280,8 @@ def shown(value: Any) -> str:
             return ",".join(shown(item) for item in value)
         case Mapping():
             return ",".join(f"{key}={item}" for key, item in value.items())
+        case NamedQueue():
+            return f"{value.name}={value.max_concurrency}"
         case _:
             return str(value)
 

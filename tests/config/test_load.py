@@ -5,8 +5,6 @@ from __future__ import annotations
 import argparse
 import os
 import socket
-import subprocess
-import sys
 from datetime import timedelta
 from pathlib import Path
 from typing import Any
@@ -20,7 +18,7 @@ from secure_dagu.config.home import find_home
 from secure_dagu.config.load import Loaded, host_environment, load
 from secure_dagu.config.reference import configuration_page
 from secure_dagu.config.settings import all_settings
-from secure_dagu.config.values import Address
+from secure_dagu.config.values import Address, shown
 from secure_dagu.errors import ConfigError
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -100,7 +98,7 @@ def test_labels_of_a_flag_replace_those_of_the_file(tmp_path: Path) -> None:
 def test_keys_are_found_in_any_case_but_camel_case_is_refused_with_the_new_name(tmp_path: Path) -> None:
     assert loaded(tmp_path, "COORDINATOR: {Port: 7}").settings.coordinator.port == 7
     said = refusal(tmp_path, "peer:\n  clientCaFile: x\ndefaultShell: sh\n")
-    assert "peer.clientCaFile -> peer.client_ca_file" in said
+    assert "legacy camelCase keys migrate to snake_case: peer.clientCaFile -> peer.client_ca_file" in said
     assert "defaultShell -> default_shell" in said
 
 
@@ -112,11 +110,65 @@ def test_unknown_keys_are_all_named_with_line_and_nearest_key(tmp_path: Path) ->
 
 
 def test_known_dagu_keys_are_accepted_with_a_warning_that_names_them(tmp_path: Path) -> None:
-    file = "auth: {mode: builtin}\nport: 8080\npaths: {queue_dir: /q}\nui: {navbarTitle: x}\nworker: {id: w}\n"
+    file = "auth: {oidc: {issuer: x}}\ncache: low\npaths: {proc_dir: /q}\nterminal: {maxSessions: x}\nworker: {id: w}\n"
     done = loaded(tmp_path, file)
-    assert len(done.warnings) == 4
-    for key in ("auth", "port", "paths.queue_dir", "ui"):
-        assert any(f" {key} is a known Dagu key" in warning for warning in done.warnings)
+    (warning,) = done.warnings
+    assert warning.startswith(
+        f"{tmp_path}/config.yaml: known to Dagu and not used by this version: auth.oidc (line 1), "
+    )
+    assert all(f" {key} (line " in warning for key in ("cache", "paths.proc_dir", "terminal"))
+
+
+def test_known_dagu_variables_are_accepted_with_a_warning_that_names_them(tmp_path: Path) -> None:
+    env = {"DAGU_AUTH_OIDC_ISSUER": "x", "DAGU_TOOLS_DIR": "y", "DAGU_GITSYNC_TOKEN": "z", "DAGU_EXECUTABLE": "dagu"}
+    (warning,) = loaded(tmp_path, env=env).warnings
+    assert warning.endswith("this version: DAGU_AUTH_OIDC_ISSUER, DAGU_GITSYNC_TOKEN, DAGU_TOOLS_DIR")
+
+
+def test_old_names_are_taken_for_the_new_ones_and_win(tmp_path: Path) -> None:
+    file = (
+        "dags: /d\nlog_dir: /l\npermission_write_dags: false\npaths: {log_dir: /other}\npermissions: {run_dags: true}\n"
+    )
+    done = loaded(tmp_path, file)
+    assert (done.settings.paths.dags_dir, done.settings.paths.log_dir) == (Path("/d"), Path("/l"))
+    assert not done.settings.permissions.write_dags
+    assert done.sources["paths.log_dir"].endswith(":2")
+    assert [warning.rpartition(": ")[2] for warning in done.warnings] == [
+        "dags is the old name of paths.dags_dir",
+        "log_dir is the old name of paths.log_dir",
+        "permission_write_dags is the old name of permissions.write_dags",
+    ]
+    assert loaded(tmp_path, env={"DAGU_API_BASE_URL": "/api/v9"}).settings.core.api_base_path == "/api/v9"
+
+
+def test_folders_of_logs_follow_the_one_above_them(tmp_path: Path) -> None:
+    paths = loaded(tmp_path, "paths: {log_dir: /l}").settings.paths
+    assert (paths.admin_logs_dir, paths.event_store_dir) == (Path("/l/admin"), Path("/l/admin/events"))
+    env = {"DAGU_ADMIN_LOG_DIR": "/a"}
+    assert loaded(tmp_path, env=env).settings.paths.event_store_dir == Path("/a/events")
+
+
+def test_keys_may_be_nested_deeper(tmp_path: Path) -> None:
+    done = loaded(tmp_path, "auth:\n  builtin:\n    token: {ttl: 2h}\n    initial_admin: {username: ada}\n")
+    assert done.settings.auth.token_ttl == timedelta(hours=2)
+    assert done.settings.auth.initial_admin_username == "ada"
+    assert done.sources["auth.builtin.token.ttl"].endswith(":3")
+
+
+def test_a_secret_may_be_in_a_file_and_is_never_shown(tmp_path: Path) -> None:
+    (tmp_path / "secret").write_text("tell-nobody\n")
+    done = loaded(tmp_path, env={"DAGU_AUTH_TOKEN_SECRET_FILE": str(tmp_path / "secret")})
+    secret = done.settings.auth.token_secret
+    assert secret is not None
+    assert secret.reveal() == "tell-nobody"
+    assert "tell-nobody" not in f"{done.settings!r} {done.settings} {shown(secret)}"
+
+
+def test_named_queues_are_read_and_checked(tmp_path: Path) -> None:
+    done = loaded(tmp_path, "queues: {config: [{name: a, max_concurrency: 3}, {name: b, max_active_runs: 2}]}\n")
+    assert [(queue.name, queue.max_concurrency) for queue in done.settings.queues.config] == [("a", 3), ("b", 2)]
+    with pytest.raises(ConfigError, match="max_concurency"):
+        loaded(tmp_path, "queues: {config: [{name: a, max_concurency: 3}]}\n")
 
 
 def test_a_misspelt_variable_is_warned_about(tmp_path: Path) -> None:
@@ -137,6 +189,9 @@ def test_a_misspelt_variable_is_warned_about(tmp_path: Path) -> None:
         ("coordinator.task_wait", "5"),
         ("coordinator.task_wait", "1d"),
         ("coordinator.task_wait", "-5s"),
+        ("auth.builtin.token.ttl", "0"),
+        ("auth.builtin.token.ttl", "8761h"),
+        ("sse.heartbeat_interval", "0s"),
         ("worker.max_active_runs", "0"),
         ("worker.labels", "novalue"),
         ("worker.labels", "=v"),
@@ -156,6 +211,11 @@ def test_an_invalid_value_is_fatal_and_told_with_key_and_source(tmp_path: Path, 
     said = refusal(tmp_path, env={variable: value})
     assert key in said
     assert f"variable {variable}" in said
+
+
+def test_what_a_key_takes_is_told_in_the_words_of_dagu(tmp_path: Path) -> None:
+    said = refusal(tmp_path, "default_execution_mode: x\n")
+    assert 'invalid default_execution_mode: "x" (must be one of: local, distributed)' in said
 
 
 def test_all_invalid_values_are_told_at_once(tmp_path: Path) -> None:
@@ -190,12 +250,16 @@ def test_a_file_that_is_no_plain_map_of_values_is_refused(tmp_path: Path, file: 
 def test_a_missing_file_is_fatal_only_when_it_was_asked_for(tmp_path: Path) -> None:
     assert loaded(tmp_path).config_file is None
     args = argparse.Namespace(dagu_home=str(tmp_path), config=str(tmp_path / "none.yaml"))
-    with pytest.raises(ConfigError, match=r"none\.yaml"):
+    with pytest.raises(ConfigError, match=r"failed to read config: open .*/none\.yaml: no such file or directory"):
         load(args, {"HOME": "/"})
 
 
 def test_empty_values_in_the_file_are_not_set(tmp_path: Path) -> None:
-    assert loaded(tmp_path, "worker:\n  id:\ncoordinator:\npeer: ~\n").sources["worker.id"] == "default"
+    file = "worker:\n  id:\ncoordinator:\npeer: ~\ntls: {cert_file: ''}\npaths: {data_dir: \"\"}\nport: ''\n"
+    done = loaded(tmp_path, file)
+    assert {done.sources[key] for key in ("worker.id", "tls.cert_file", "paths.data_dir", "port")} == {"default"}
+    assert done.settings.tls.cert_file is None
+    assert done.settings.paths.data_dir == tmp_path / "data"
     assert loaded(tmp_path, "# nothing\n").config_file is not None
 
 
@@ -231,6 +295,9 @@ def test_steps_see_an_allow_list_and_never_a_configuration_variable(tmp_path: Pa
         "PATH": "/bin",
         "LC_TIME": "C",
         "KUBERNETES_PORT": "1",
+        "DAG_OF_THE_HOST": "1",
+        "DAGU_HOME": "/h",
+        "DAGU_CONTAINER_RUNTIME": "podman",
         "AWS_SECRET": "canary",
         "CI_JOB": "7",
         "ONE": "1",
@@ -242,11 +309,13 @@ def test_steps_see_an_allow_list_and_never_a_configuration_variable(tmp_path: Pa
         "DAGU_TZ": "Europe/Berlin",
         "DAGU_DEFAULT_SHELL": "/bin/dash",
     }
-    settings = loaded(tmp_path, env=env).settings
-    assert host_environment(settings, env) == {
+    assert host_environment(loaded(tmp_path, env=env), env) == {
         "PATH": "/bin",
         "LC_TIME": "C",
         "KUBERNETES_PORT": "1",
+        "DAG_OF_THE_HOST": "1",
+        "DAGU_HOME": str(tmp_path),
+        "DAGU_CONTAINER_RUNTIME": "podman",
         "CI_JOB": "7",
         "ONE": "1",
         "TZ": "Europe/Berlin",
@@ -291,6 +360,10 @@ def test_every_setting_has_a_variable_of_its_own_and_dagus_irregular_names_are_k
     assert all(declared[key].env[0] == name for key, name in irregular.items())
     shorts = {item.flag: item.short for item in declared.values() if item.short}
     assert shorts == {
+        "--host": "-s",
+        "--port": "-p",
+        "--dags": "-d",
+        "--tunnel": "-t",
         "--coordinator.host": "-H",
         "--coordinator.port": "-P",
         "--coordinator.advertise": "-A",
@@ -303,24 +376,3 @@ def test_every_setting_has_a_variable_of_its_own_and_dagus_irregular_names_are_k
 def test_the_reference_page_is_what_the_declarations_say() -> None:
     """If this fails: `secure-dagu config docs > docs/reference/configuration.md`."""
     assert (ROOT / "docs/reference/configuration.md").read_text() == configuration_page()
-
-
-def test_reading_apart_gives_the_same_and_leaves_no_parser_behind(tmp_path: Path) -> None:
-    """In a process of its own, because this one has imported pydantic and perhaps started threads."""
-    (tmp_path / "config.yaml").write_text("worker: {id: w1, labels: {a: b}, coordinators: ['c:1']}\n")
-    program = f"""
-import argparse, sys
-from secure_dagu.config.load import load
-from secure_dagu.errors import ConfigError
-args = argparse.Namespace(dagu_home={str(tmp_path)!r})
-apart = load(args, {{"HOME": "/"}}, apart=True)
-assert not [name for name in sys.modules if name.startswith(("pydantic", "ruamel"))], "parsers are imported"
-assert apart == load(args, {{"HOME": "/"}}), "they differ"
-try:
-    load(args, {{"HOME": "/", "DAGU_WORKER_LABELS": "x"}}, apart=True)
-except ConfigError as problem:
-    print(problem.why)
-"""
-    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, timeout=60, check=False)
-    assert (done.returncode, done.stderr) == (0, "")
-    assert "worker.labels (variable DAGU_WORKER_LABELS)" in done.stdout
