@@ -1,48 +1,36 @@
-"""Sign certificates: the only place that holds a CA key."""
+"""Sign certificates and revocation lists: the only place that uses a CA key."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
 from cryptography import x509
-from cryptography.exceptions import InvalidSignature
-from cryptography.hazmat.primitives import hashes, serialization
+from cryptography.hazmat.primitives import hashes
 from cryptography.hazmat.primitives.asymmetric import ec
-from cryptography.x509.oid import ExtendedKeyUsageOID, NameOID
+from cryptography.hazmat.primitives.serialization import Encoding
+from msgspec import Struct
 
 from secure_dagu.dispatch.model import Role
-from secure_dagu.errors import ConfigError
-from secure_dagu.pki.ledger import LedgerEntry, append
+from secure_dagu.errors import ConfigError, InvalidRequest
+from secure_dagu.pki import certificates, keys, requests
+from secure_dagu.pki.keys import KeyKind, PublicKey
+from secure_dagu.pki.ledger import Ledger, LedgerEntry, Status
 from secure_dagu.pki.names import IpAddress
-from secure_dagu.pki.profiles import Curve, Profile, Profiles, Usage
+from secure_dagu.pki.profiles import MIN_LIFETIME, CaProfile, Profile
+from secure_dagu.security.grants import NOTHING, Grants
 from secure_dagu.security.identity import NAME, Identity, parse_identity
 
-BACKDATE = timedelta(minutes=5)
-"""How long before now a certificate begins: a peer whose clock is that much behind still accepts it (threat T19)."""
 
-MAX_DAYS = 397
-"""Longest lifetime of an end certificate: a year and a month, so that yearly care is enough."""
-
-_CURVES: dict[Curve, type[ec.EllipticCurve]] = {
-    "P-256": ec.SECP256R1,
-    "P-384": ec.SECP384R1,
-}
-_USAGES: dict[Usage, x509.ObjectIdentifier] = {
-    "server": ExtendedKeyUsageOID.SERVER_AUTH,
-    "client": ExtendedKeyUsageOID.CLIENT_AUTH,
-}
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Issued:
-    """A new certificate with its key, in memory."""
+class Issued(Struct, frozen=True, kw_only=True):
+    """A new certificate, in memory."""
 
     identity: Identity
     certificate: bytes
+    """PEM: the certificate, then the issuing CA's if that is not itself the trust anchor. What its holder presents."""
     key: bytes
+    """PEM; empty where the holder made the key and sent a signing request."""
     entry: LedgerEntry
 
 
@@ -50,23 +38,42 @@ class Authority:
     """One CA: its key, its certificate and its ledger."""
 
     def __init__(
-        self, *, key: ec.EllipticCurvePrivateKey, certificate: x509.Certificate, trust_domain: str, ledger: Path
+        self,
+        *,
+        signer: ec.EllipticCurvePrivateKey,
+        certificate: x509.Certificate,
+        ledger: Ledger,
+        trust: bytes = b"",
     ) -> None:
-        """Take a CA that was made or loaded by the functions below."""
-        self._key = key
+        """Take a CA's parts.
+
+        Args:
+            signer: its key: in memory, or one that a token signs for (`pki.hsm`).
+            certificate: its certificate.
+            ledger: where each certificate is entered before it is handed out.
+            trust: PEM of what peers must trust; empty: this CA itself, which then is its own root.
+        """
+        self._signer = signer
         self._certificate = certificate
-        self._trust_domain = trust_domain
-        self._ledger = ledger
+        self._trust_domain = trust_domain_of(certificate)
+        self.ledger = ledger
+        self._trust = trust or certificate.public_bytes(Encoding.PEM)
+        self._is_anchor = certificate.issuer == certificate.subject
 
     @property
-    def certificate_pem(self) -> bytes:
+    def certificate(self) -> x509.Certificate:
+        """Return the CA's own certificate."""
+        return self._certificate
+
+    @property
+    def trust_pem(self) -> bytes:
         """Return what every peer must trust."""
-        return self._certificate.public_bytes(serialization.Encoding.PEM)
+        return self._trust
 
     @property
-    def key_pem(self) -> bytes:
-        """Return the CA's private key."""
-        return _key_pem(self._key)
+    def chain_pem(self) -> bytes:
+        """Return what follows a certificate of this CA in its holder's file: the CA's own, unless it is the root."""
+        return b"" if self._is_anchor else self._certificate.public_bytes(Encoding.PEM)
 
     @property
     def trust_domain(self) -> str:
@@ -85,77 +92,135 @@ class Authority:
         *,
         now: datetime,
         names: Sequence[str | IpAddress] = (),
-        days: int | None = None,
+        labels: Grants = NOTHING,
+        lifetime: timedelta | None = None,
+        kind: KeyKind | None = None,
+        actor: str = "",
     ) -> Issued:
         """Make a key and a certificate for it, and enter it in the ledger before handing it out.
 
+        Args:
+            profile: of the role.
+            name: whose it is.
+            now: aware UTC.
+            names: under which it is dialled, for a role that carries them.
+            labels: that it grants, for a role that may.
+            lifetime: None means the profile's. It never outlives the CA.
+            kind: of key; None means the profile's first.
+            actor: who asks, for the ledger.
+
         Raises:
-            ConfigError: a name that no certificate may carry, names for a role without them or none for one that needs
-                them, a lifetime outside 1 to `MAX_DAYS`, or a CA that has ended.
+            ConfigError: a request outside the profile or outside the CA's own constraints, or a CA that has ended.
         """
-        self._check_request(profile, name, names, days, now)
-        identity = Identity(self._trust_domain, profile.role, name)
-        key = _new_key(profile.key)
-        not_after = min(now + timedelta(days=days or profile.days), self.not_after)
-        alternatives: list[x509.GeneralName] = [x509.UniformResourceIdentifier(identity.uri)]
-        alternatives += [x509.DNSName(item) if isinstance(item, str) else x509.IPAddress(item) for item in names]
-        serial = x509.random_serial_number()
-        certificate = (
-            x509.CertificateBuilder()
-            .subject_name(_subject(name, self._trust_domain))
-            .issuer_name(self._certificate.subject)
-            .public_key(key.public_key())
-            .serial_number(serial)
-            .not_valid_before(now - BACKDATE)
-            .not_valid_after(not_after)
-            .add_extension(x509.BasicConstraints(ca=False, path_length=None), critical=True)
-            .add_extension(_key_usage(digital_signature=True), critical=True)
-            .add_extension(x509.ExtendedKeyUsage([_USAGES[profile.usage]]), critical=False)
-            .add_extension(x509.SubjectAlternativeName(alternatives), critical=False)
-            .add_extension(x509.SubjectKeyIdentifier.from_public_key(key.public_key()), critical=False)
-            .add_extension(_authority_key_identifier(self._certificate), critical=False)
-            .sign(self._key, _hash_of(self._key))
-        )
-        entry = LedgerEntry(
-            serial=f"{serial:x}",
-            name=name,
-            role=profile.role.value,
-            not_after=not_after.isoformat(timespec="seconds"),
-            issued_at=now.isoformat(timespec="seconds"),
-            names=tuple(str(item) for item in names),
-            fingerprint=certificate.fingerprint(hashes.SHA256()).hex(),
-        )
-        append(self._ledger, entry)
-        return Issued(
-            identity=identity,
-            certificate=certificate.public_bytes(serialization.Encoding.PEM),
-            key=_key_pem(key),
-            entry=entry,
+        key = keys.new_key(kind or profile.keys[0])
+        if kind is not None and kind not in profile.keys:
+            raise ConfigError(
+                f"a {profile.role.value} certificate has no {kind} key", fix=f"choose one of {', '.join(profile.keys)}"
+            )
+        return self._certify(
+            key.public_key(), profile, name, now, names, labels, lifetime, actor, key_pem=keys.private_pem(key)
         )
 
-    def _check_request(
-        self, profile: Profile, name: str, names: Sequence[str | IpAddress], days: int | None, now: datetime
-    ) -> None:
-        if not NAME.fullmatch(name):
+    def sign(
+        self,
+        request: bytes,
+        profile: Profile,
+        name: str,
+        *,
+        now: datetime,
+        names: Sequence[str | IpAddress] = (),
+        labels: Grants = NOTHING,
+        lifetime: timedelta | None = None,
+        actor: str = "",
+    ) -> Issued:
+        """Certify the key of a PKCS#10 request (PEM or DER), of which only that key and its proof are taken.
+
+        Raises:
+            InvalidRequest: the request is malformed, or its key is weak, revoked, or somebody else's.
+            ConfigError: as `issue`.
+        """
+        key = requests.key_of(request, profile.keys)
+        self._check_key(key, profile.role, name)
+        return self._certify(key, profile, name, now, names, labels, lifetime, actor, key_pem=b"")
+
+    def sign_crl(self, builder: x509.CertificateRevocationListBuilder) -> x509.CertificateRevocationList:
+        """Sign a revocation list, with this CA as its issuer."""
+        issuer = self._certificate.extensions.get_extension_for_class(x509.SubjectKeyIdentifier).value
+        return (
+            builder.issuer_name(self._certificate.subject)
+            .add_extension(x509.AuthorityKeyIdentifier.from_issuer_subject_key_identifier(issuer), critical=False)
+            .sign(self._signer, keys.hash_for(self._signer.public_key()))
+        )
+
+    def sign_issuing_ca(self, key: ec.EllipticCurvePublicKey, profile: CaProfile, *, now: datetime) -> x509.Certificate:
+        """Sign the CA that issues under this root, with this root's own constraints.
+
+        Raises:
+            ConfigError: this CA is no root for others, or has ended.
+        """
+        if not self._is_root:
             raise ConfigError(
-                f"{name[:200]!r} cannot be the name in a certificate",
-                why="names are 1 to 64 letters, digits, '.', '_' and '-', with a letter or digit at both ends",
+                "this CA cannot sign another CA",
+                why="its path length is 0",
+                fix="make an offline root with `secure-dagu pki init --offline-root` in a directory of its own",
             )
-        if profile.names and not names:
-            raise ConfigError(
-                f"a {profile.role.value} certificate needs the names under which it is dialled",
-                fix="add --advertise NAME[,NAME…]",
-            )
-        if names and not profile.names:
-            raise ConfigError(
-                f"a {profile.role.value} certificate carries no DNS names or addresses",
-                why="nobody dials it; its name is its identity",
-                fix="leave --advertise out",
-            )
-        if days is not None and not 1 <= days <= MAX_DAYS:
-            raise ConfigError(
-                f"a lifetime of {days} days is not issued", why=f"1 to {MAX_DAYS} are", fix="change --days"
-            )
+        self._check_end(now)
+        return certificates.sign_ca(
+            self._signer,
+            self._certificate,
+            trust_domain=self._trust_domain,
+            label=f"secure-dagu issuing CA {now:%Y-%m-%d}",
+            key=key,
+            path_length=profile.path_length,
+            permitted=certificates.permitted_domains(self._certificate) or (),
+            now=now,
+            until=min(now + timedelta(days=profile.days), self.not_after),
+        )
+
+    def _certify(
+        self,
+        key: PublicKey,
+        profile: Profile,
+        name: str,
+        now: datetime,
+        names: Sequence[str | IpAddress],
+        labels: Grants,
+        lifetime: timedelta | None,
+        actor: str,
+        *,
+        key_pem: bytes,
+    ) -> Issued:
+        self._check_end(now)
+        self._check_is_issuer()
+        check_request(profile, name, names, labels, lifetime)
+        self._check_names(names)
+        identity = Identity(self._trust_domain, profile.role, name)
+        until = min(now + (lifetime or profile.lifetime), self.not_after)
+        made = certificates.sign_leaf(
+            self._signer, self._certificate, identity=identity, key=key, usage=profile.usage, names=names,
+            labels=labels, now=now, until=until,
+        )  # fmt: skip
+        entry = LedgerEntry(
+            serial=f"{made.serial_number:x}",
+            name=name,
+            role=profile.role.value,
+            identity=identity.uri,
+            issued_at=iso(now),
+            not_before=iso(made.not_valid_before_utc),
+            not_after=iso(until),
+            names=tuple(str(item) for item in names),
+            labels=tuple(f"{label}={value}" for label, value in sorted(labels.pairs)),
+            fingerprint=made.fingerprint(hashes.SHA256()).hex(),
+            key=keys.kind_of(key),
+            key_fingerprint=keys.fingerprint(key),
+            issuer=self._certificate.fingerprint(hashes.SHA256()).hex(),
+            actor=actor,
+        )
+        self.ledger.append(entry)
+        presented = made.public_bytes(Encoding.PEM) + self.chain_pem
+        return Issued(identity=identity, certificate=presented, key=key_pem, entry=entry)
+
+    def _check_end(self, now: datetime) -> None:
         if now >= self.not_after:
             raise ConfigError(
                 "the CA itself has ended",
@@ -163,119 +228,138 @@ class Authority:
                 fix="make a new CA in another directory with `secure-dagu pki init` and re-issue every certificate",
             )
 
+    @property
+    def _is_root(self) -> bool:
+        """Tell whether this CA signs CAs."""
+        return self._certificate.extensions.get_extension_for_class(x509.BasicConstraints).value.path_length != 0
 
-def make_authority(profiles: Profiles, *, trust_domain: str, ledger: Path, now: datetime) -> Authority:
-    """Make a new CA in memory.
+    def _check_is_issuer(self) -> None:
+        if self._is_root:
+            raise ConfigError(
+                "this is an offline root",
+                why="it signs issuing CAs, and they sign everything else",
+                fix="issue on the host of the issuing CA (`secure-dagu pki init --issuing-ca`)",
+            )
+
+    def _check_names(self, names: Sequence[str | IpAddress]) -> None:
+        permitted = certificates.permitted_domains(self._certificate)
+        if permitted is None:
+            return
+        for name in names:
+            if isinstance(name, str) and not any(name == one or name.endswith(f".{one}") for one in permitted):
+                raise ConfigError(
+                    f"this CA cannot name {name}",
+                    why=f"its own certificate limits it to {', '.join(permitted)}, with what is below",
+                    fix="rotate to a CA that may (`secure-dagu pki rotate prepare`), or make one with "
+                    f"`secure-dagu pki init --permit {name}` in another directory",
+                )
+
+    def _check_key(self, key: PublicKey, role: Role, name: str) -> None:
+        """Refuse a key that was revoked, or that somebody else holds (threats T06, T17)."""
+        if key == self._signer.public_key():
+            raise InvalidRequest("the signing request is refused", why="its key is the CA's own")
+        for entry in self.ledger.with_key(keys.fingerprint(key)):
+            if entry.status is Status.REVOKED or (entry.role, entry.name) != (role.value, name):
+                what = "was revoked" if entry.status is Status.REVOKED else f"belongs to {entry.role}/{entry.name}"
+                raise InvalidRequest(
+                    "the signing request is refused", why=f"its key {what}", fix="make a new key on the machine itself"
+                )
+
+
+def check_request(
+    profile: Profile, name: str, names: Sequence[str | IpAddress], labels: Grants, lifetime: timedelta | None
+) -> None:
+    role = profile.role.value
+    if not NAME.fullmatch(name):
+        raise ConfigError(
+            f"{name[:200]!r} cannot be the name in a certificate",
+            why="names are 1 to 64 letters, digits, '.', '_' and '-', with a letter or digit at both ends",
+        )
+    if profile.names and not names:
+        raise ConfigError(
+            f"a {role} certificate needs the names under which it is dialled", fix="add --advertise NAME[,NAME…]"
+        )
+    if names and not profile.names:
+        raise ConfigError(
+            f"a {role} certificate carries no DNS names or addresses",
+            why="nobody dials it; its name is its identity",
+            fix="leave --advertise out",
+        )
+    if labels and not profile.labels:
+        raise ConfigError(
+            f"a {role} certificate grants no labels",
+            why="tasks are selected by the labels of workers",
+            fix="leave --labels out",
+        )
+    if lifetime is not None and not MIN_LIFETIME <= lifetime <= profile.longest:
+        raise ConfigError(
+            f"a lifetime of {lifetime} is not issued to a {role}",
+            why=f"1 minute to {profile.max_days} days are",
+            fix="change --days",
+        )
+
+
+def make_authority(
+    profile: CaProfile,
+    signer: ec.EllipticCurvePrivateKey,
+    *,
+    trust_domain: str,
+    permitted: Sequence[str],
+    ledger: Path,
+    now: datetime,
+) -> Authority:
+    """Make a new self-signed CA in memory.
+
+    Args:
+        profile: `Profiles.ca`, or `Profiles.root` for one that signs issuing CAs.
+        signer: its key, from `keys.new_ca_key` or inside a token.
+        trust_domain: first part of every identity.
+        permitted: DNS domains in which it may name coordinators; those of a CA that it follows: `permitted_domains`.
+        ledger: file of what it issues.
+        now: aware UTC.
 
     Raises:
         ConfigError: the trust domain cannot be part of an identity.
     """
     try:
         parse_identity(f"spiffe://{trust_domain}/{Role.ADMIN.value}/x")
-    except Exception as problem:
+    except InvalidRequest as problem:
         raise ConfigError(
             f"{trust_domain[:200]!r} is no trust domain", why="it is lower-case letters, digits, '.' and '-'"
         ) from problem
-    key = _new_key(profiles.ca.key)
-    subject = _subject(f"secure-dagu CA of {trust_domain}"[:64], trust_domain)
-    certificate = (
-        x509.CertificateBuilder()
-        .subject_name(subject)
-        .issuer_name(subject)
-        .public_key(key.public_key())
-        .serial_number(x509.random_serial_number())
-        .not_valid_before(now - BACKDATE)
-        .not_valid_after(now + timedelta(days=profiles.ca.days))
-        .add_extension(x509.BasicConstraints(ca=True, path_length=profiles.ca.path_length), critical=True)
-        .add_extension(_key_usage(key_cert_sign=True, crl_sign=True), critical=True)
-        # The trust domain itself, without a path: what X509-SVID (section 3) wants a signing certificate to carry, and
-        # how the CA remembers it.
-        .add_extension(
-            x509.SubjectAlternativeName([x509.UniformResourceIdentifier(f"spiffe://{trust_domain}")]), critical=False
-        )
-        .add_extension(x509.SubjectKeyIdentifier.from_public_key(key.public_key()), critical=False)
-        .sign(key, _hash_of(key))
+    certificate = certificates.sign_ca(
+        signer,
+        None,
+        trust_domain=trust_domain,
+        label="secure-dagu root CA" if profile.path_length else "secure-dagu CA",
+        key=signer.public_key(),
+        path_length=profile.path_length,
+        permitted=permitted,
+        now=now,
+        until=now + timedelta(days=profile.days),
     )
-    return Authority(key=key, certificate=certificate, trust_domain=trust_domain, ledger=ledger)
+    return Authority(signer=signer, certificate=certificate, ledger=Ledger(ledger))
 
 
-def load_authority(*, certificate: Path, key: Path, ledger: Path) -> Authority:
-    """Open a CA that `make_authority` made.
+def trust_domain_of(ca: x509.Certificate) -> str:
+    """Return the trust domain that a CA certificate of ours carries.
 
     Raises:
-        ConfigError: a file is missing or damaged, the key is another certificate's, or it is no CA of ours.
+        ValueError: it carries none, so it is no CA of ours.
     """
     try:
-        loaded = x509.load_pem_x509_certificate(certificate.read_bytes())
-        private = serialization.load_pem_private_key(key.read_bytes(), password=None)
-        loaded.verify_directly_issued_by(loaded)
-        alternatives = loaded.extensions.get_extension_for_class(x509.SubjectAlternativeName).value
+        alternatives = ca.extensions.get_extension_for_class(x509.SubjectAlternativeName).value
         (uri,) = alternatives.get_values_for_type(x509.UniformResourceIdentifier)
-    except FileNotFoundError as problem:
-        raise ConfigError(
-            f"there is no CA in {certificate.parent}",
-            why=f"{problem.filename} is missing",
-            fix="make one with `secure-dagu pki init --advertise NAME`, or point --dagu-home at the host that has it",
-        ) from problem
-    except (OSError, ValueError, TypeError, InvalidSignature, x509.ExtensionNotFound) as problem:
-        raise ConfigError(
-            f"the CA in {certificate.parent} cannot be used",
-            why=f"{certificate.name} and {key.name}: {problem}",
-            fix="restore both files from your backup",
-        ) from problem
-    if not isinstance(private, ec.EllipticCurvePrivateKey) or private.public_key() != loaded.public_key():
-        raise ConfigError(
-            f"the CA in {certificate.parent} cannot be used",
-            why=f"{key.name} is not the key of {certificate.name}",
-            fix="restore both files from the same backup",
-        )
-    return Authority(key=private, certificate=loaded, trust_domain=uri.removeprefix("spiffe://"), ledger=ledger)
-
-
-def _subject(common_name: str, trust_domain: str) -> x509.Name:
-    return x509.Name(
-        [
-            x509.NameAttribute(NameOID.ORGANIZATION_NAME, trust_domain[:64]),
-            x509.NameAttribute(NameOID.COMMON_NAME, common_name),
-        ]
-    )
-
-
-def _new_key(curve: Curve) -> ec.EllipticCurvePrivateKey:
-    return ec.generate_private_key(_CURVES[curve]())
-
-
-def _hash_of(key: ec.EllipticCurvePrivateKey) -> hashes.SHA256 | hashes.SHA384:
-    return hashes.SHA384() if isinstance(key.curve, ec.SECP384R1) else hashes.SHA256()
-
-
-def _key_pem(key: ec.EllipticCurvePrivateKey) -> bytes:
-    return key.private_bytes(
-        serialization.Encoding.PEM, serialization.PrivateFormat.PKCS8, serialization.NoEncryption()
-    )
-
-
-def _key_usage(
-    *, digital_signature: bool = False, key_cert_sign: bool = False, crl_sign: bool = False
-) -> x509.KeyUsage:
-    return x509.KeyUsage(
-        digital_signature=digital_signature,
-        key_cert_sign=key_cert_sign,
-        crl_sign=crl_sign,
-        content_commitment=False,
-        key_encipherment=False,
-        data_encipherment=False,
-        key_agreement=False,
-        encipher_only=False,
-        decipher_only=False,
-    )
-
-
-def _authority_key_identifier(ca: x509.Certificate) -> x509.AuthorityKeyIdentifier:
-    identifier = ca.extensions.get_extension_for_class(x509.SubjectKeyIdentifier).value
-    return x509.AuthorityKeyIdentifier.from_issuer_subject_key_identifier(identifier)
+    except (x509.ExtensionNotFound, ValueError) as problem:
+        raise ValueError("it names no trust domain, so it is no CA of ours") from problem
+    return str(uri).removeprefix("spiffe://")
 
 
 def utc_now() -> datetime:
     """Return the time for certificates: UTC, whole seconds, as X.509 keeps it."""
     return datetime.now(UTC).replace(microsecond=0)
+
+
+def iso(moment: datetime) -> str:
+    """Return a time as the ledger keeps it."""
+    return moment.isoformat(timespec="seconds")

@@ -2,18 +2,21 @@
 
 from __future__ import annotations
 
+import errno
+import fcntl
+import io
 import os
 import secrets
 from collections.abc import Iterable
 from contextlib import suppress
-from dataclasses import dataclass
 from pathlib import Path
+
+from msgspec import Struct
 
 from secure_dagu.errors import ConfigError
 
 
-@dataclass(frozen=True, slots=True)
-class Pem:
+class Pem(Struct, frozen=True):
     """One file to write. A private one is 0600, any other 0644."""
 
     name: str
@@ -64,7 +67,7 @@ def write(directory: Path, pem: Pem, *, replace: bool = False) -> Path:
             temporary.replace(target)
         else:
             os.link(temporary, target)  # unlike a rename, fails when the target has come into being meanwhile
-        _sync_directory(directory)
+        sync_directory(directory)
     except FileExistsError as problem:
         raise ConfigError(
             f"{target} exists", why="keys and certificates are not overwritten", fix="move it away, or say --force"
@@ -78,22 +81,43 @@ def write(directory: Path, pem: Pem, *, replace: bool = False) -> Path:
 
 
 def append_line(path: Path, line: bytes) -> None:
-    """Add one line to a private append-only file, durably.
+    """Add one line to a private append-only file, durably, one process at a time.
+
+    What a crash left of an unfinished line is removed: nobody was told of it.
 
     Raises:
         ConfigError: the disk refuses; then nothing may be handed out.
     """
     try:
-        descriptor = os.open(path, os.O_WRONLY | os.O_APPEND | os.O_CREAT | os.O_NOFOLLOW, 0o600)
-        with open(descriptor, "wb", buffering=0) as sink:
-            sink.write(line)
+        descriptor = os.open(path, os.O_RDWR | os.O_APPEND | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC, 0o600)
+        with open(descriptor, "r+b", buffering=0) as sink:
+            fcntl.flock(sink, fcntl.LOCK_EX)  # until it is closed
+            _cut_unfinished(sink)
+            written = sink.write(line)
+            if written != len(line):
+                raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))  # noqa: TRY301 - told as any other refusal
             os.fsync(sink.fileno())
-        _sync_directory(path.parent)
+        sync_directory(path.parent)
     except OSError as problem:
         raise ConfigError(f"{path} cannot be written", why=problem.strerror or str(problem)) from problem
 
 
-def _sync_directory(directory: Path) -> None:
+def _cut_unfinished(sink: io.FileIO) -> None:
+    end = sink.seek(0, os.SEEK_END)
+    start = end
+    while start > 0:
+        start = max(0, start - 4096)
+        sink.seek(start)
+        found = sink.read(min(4096, end - start)).rfind(b"\n")
+        if found >= 0:
+            start += found + 1
+            break
+    if start != end:
+        sink.truncate(start)
+
+
+def sync_directory(directory: Path) -> None:
+    """Make what was renamed or removed in a directory survive a power cut."""
     descriptor = os.open(directory, os.O_RDONLY | os.O_DIRECTORY)
     try:
         os.fsync(descriptor)

@@ -29,6 +29,27 @@ def parse_names(texts: Iterable[str]) -> tuple[str | IpAddress, ...]:
     return tuple(dict.fromkeys(_parse_name(word) for word in words if word))
 
 
+def domains_of(names: Iterable[str | IpAddress]) -> tuple[str, ...]:
+    """Return the domains to which a CA that names these hosts is constrained.
+
+    A host's own domain, so that its neighbours can be named later: `example.com` for `ci.example.com`. A name of one or
+    two labels stands for itself: above it are only domains that belong to nobody in particular.
+    """
+    hosts = (name for name in names if isinstance(name, str))
+    return tuple(dict.fromkeys(name.partition(".")[2] if name.count(".") >= 2 else name for name in hosts))
+
+
+def parse_domains(texts: Iterable[str]) -> tuple[str, ...]:
+    """Return domains that an operator permits; ConfigError for an address or no domain at all."""
+    found = parse_names(texts)
+    domains = tuple(name for name in found if isinstance(name, str))
+    if len(domains) != len(found):
+        raise ConfigError(
+            "an address is no domain", why="a CA is not limited to addresses", fix="leave it out of --permit"
+        )
+    return domains
+
+
 def _parse_name(word: str) -> str | IpAddress:
     bare = word[1:-1] if word.startswith("[") and word.endswith("]") else word
     try:

@@ -4,43 +4,78 @@ from __future__ import annotations
 
 import tomllib
 from collections.abc import Mapping
-from dataclasses import dataclass
+from datetime import timedelta
 from pathlib import Path
-from typing import Literal
+from typing import Annotated, Any, Literal
+
+import msgspec
+from msgspec import Meta, Struct
 
 from secure_dagu.dispatch.model import Role
 from secure_dagu.errors import ConfigError
+from secure_dagu.pki.keys import CaKind, KeyKind
 
-Curve = Literal["P-256", "P-384"]
 Usage = Literal["server", "client"]
 
+MIN_LIFETIME = timedelta(minutes=1)
+"""Shorter ones end before they are used."""
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class CaProfile:
-    """What the CA's own certificate is."""
-
-    key: Curve
-    days: int
-    path_length: int
+_LeafDays = Annotated[int, Meta(ge=1, le=90)]
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Profile:
-    """What certificates of one role are. `names`: whether they carry DNS names and addresses."""
+class CaProfile(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """What a CA's own certificate is. `permit`: domains that it may always name coordinators in."""
+
+    key: CaKind
+    days: Annotated[int, Meta(ge=1, le=7300)]
+    path_length: Literal[0, 1]
+    permit: tuple[str, ...] = ()
+
+
+class CrlProfile(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """What revocation lists are. `days`: until the next one is due."""
+
+    days: Annotated[int, Meta(ge=1, le=90)]
+
+
+class Profile(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """What certificates of one role are: the fields of profiles.toml."""
 
     role: Role
-    key: Curve
-    days: int
+    keys: Annotated[tuple[KeyKind, ...], Meta(min_length=1)]
+    days: _LeafDays
+    max_days: _LeafDays
     usage: Usage
     names: bool
+    labels: bool
+
+    @property
+    def lifetime(self) -> timedelta:
+        """Return the lifetime if nothing else is asked for."""
+        return timedelta(days=self.days)
+
+    @property
+    def longest(self) -> timedelta:
+        """Return the longest lifetime that is issued."""
+        return timedelta(days=self.max_days)
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Profiles:
+class Profiles(Struct, frozen=True, kw_only=True):
     """The whole file."""
 
     ca: CaProfile
+    root: CaProfile
+    issuing: CaProfile
+    crl: CrlProfile
     roles: Mapping[Role, Profile]
+
+
+class _Document(Struct, forbid_unknown_fields=True):
+    ca: CaProfile
+    root: CaProfile
+    issuing: CaProfile
+    crl: CrlProfile
+    roles: dict[str, dict[str, Any]]
 
 
 def profiles_path() -> Path:
@@ -57,32 +92,19 @@ def load_profiles(path: Path | None = None) -> Profiles:
     """
     source = path or profiles_path()
     try:
-        document = tomllib.loads(source.read_text(encoding="utf-8"))
-        ca = CaProfile(**document.pop("ca"))
+        found = msgspec.convert(tomllib.loads(source.read_text(encoding="utf-8")), _Document)
         roles = {
-            role: Profile(role=role, **table)
-            for name, table in document.pop("roles").items()
-            for role in [Role(name)]  # an unknown role raises
+            Role(name): msgspec.convert(table | {"role": name}, Profile)  # an unknown role raises
+            for name, table in found.roles.items()
         }
-        _check(ca, roles, leftover=list(document))
-    except (OSError, ValueError, TypeError, KeyError) as problem:
+        if missing := {role for role in Role if role is not Role.ANONYMOUS} ^ set(roles):
+            raise ValueError(f"roles do not match: {sorted(missing)}")  # noqa: TRY301 - one message for every reason
+        if longer := sorted(role for role, profile in roles.items() if profile.days > profile.max_days):
+            raise ValueError(f"days is more than max_days: {longer}")  # noqa: TRY301 - as above
+    except (OSError, ValueError, TypeError) as problem:
         raise ConfigError(
             "the certificate profiles cannot be used",
             why=f"{source}: {problem}",
             fix="restore pki/profiles.toml as it was released",
         ) from problem
-    return Profiles(ca=ca, roles=roles)
-
-
-def _check(ca: CaProfile, roles: Mapping[Role, Profile], *, leftover: list[str]) -> None:
-    missing = {role for role in Role if role is not Role.ANONYMOUS} ^ set(roles)
-    if missing or leftover:
-        raise ValueError(f"roles or tables do not match: {sorted(missing) + sorted(leftover)}")
-    for key, days in [(ca.key, ca.days), *((profile.key, profile.days) for profile in roles.values())]:
-        if key not in ("P-256", "P-384"):
-            raise ValueError(f"unknown key type {key!r}")
-        if not 0 < days <= 7300:
-            raise ValueError(f"unusable lifetime of {days!r} days")
-    for role, profile in roles.items():
-        if profile.usage not in ("server", "client"):
-            raise ValueError(f"{role}: unknown usage {profile.usage!r}")
+    return Profiles(ca=found.ca, root=found.root, issuing=found.issuing, crl=found.crl, roles=roles)

@@ -30,7 +30,7 @@ def initialise(where: Path, *advertised: str) -> pki.Initialised:
 
 
 def issue(where: Path, role: Role, name: str, **more: object) -> pki.Written:
-    options: dict[str, object] = {"out": None, "advertised": (), "days": None, "force": False, "now": NOW} | more
+    options: dict[str, object] = {"out": None, "advertised": (), "lifetime": None, "force": False, "now": NOW} | more
     return pki.issue(where, role, name, **options)  # type: ignore[arg-type]  # a dictionary of the defaults above
 
 
@@ -86,7 +86,7 @@ def test_a_certificate_has_one_identity_and_one_purpose(tmp_path: Path, role: Ro
         == ca.extensions.get_extension_for_class(x509.SubjectKeyIdentifier).value.digest
     )
     assert timedelta(0) <= NOW - made.not_valid_before_utc <= timedelta(minutes=5)
-    assert made.not_valid_after_utc - NOW == timedelta(days=90)
+    assert made.not_valid_after_utc - NOW == profiles.load_profiles().roles[role].lifetime
 
 
 def test_a_coordinator_is_named_as_advertised_and_as_its_own_host(tmp_path: Path) -> None:
@@ -205,8 +205,8 @@ def test_a_name_that_could_climb_or_inject_is_refused(tmp_path: Path, name: str)
     [
         (Role.WORKER, {"advertised": ("ci.example.com",)}),
         (Role.COORDINATOR, {}),
-        (Role.WORKER, {"days": 0}),
-        (Role.WORKER, {"days": 398}),
+        (Role.WORKER, {"lifetime": timedelta(0)}),
+        (Role.WORKER, {"lifetime": timedelta(days=91)}),
     ],
 )
 def test_a_request_outside_the_profile_is_refused(tmp_path: Path, role: Role, more: dict[str, object]) -> None:
@@ -226,8 +226,8 @@ def test_no_certificate_outlives_its_ca(tmp_path: Path) -> None:
 
 def test_the_ledger_holds_every_certificate_in_order(tmp_path: Path) -> None:
     initialise(tmp_path)
-    made = issue(tmp_path, Role.WORKER, "gpu-1", days=7)
-    entries = pki.ledger(tmp_path)
+    made = issue(tmp_path, Role.WORKER, "gpu-1", lifetime=timedelta(days=7))
+    entries = pki.ledger(tmp_path).entries()
     assert [(entry.role, entry.name) for entry in entries] == [
         ("coordinator", "coordinator"),
         ("admin", "operator"),
@@ -245,7 +245,7 @@ def test_a_damaged_ledger_line_is_named(tmp_path: Path) -> None:
     with (tmp_path / "ledger.jsonl").open("a") as sink:
         sink.write('{"serial": 1\n')
     with pytest.raises(ConfigError, match="line 3 of"):
-        pki.ledger(tmp_path)
+        pki.ledger(tmp_path).entries()
 
 
 def test_a_ca_key_of_another_ca_is_refused(tmp_path: Path) -> None:
