@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from datetime import datetime
 from enum import StrEnum
 from functools import lru_cache
 
+from msgspec import Struct
+
 from secure_dagu.dispatch.model import Caller, Role, WorkerId
 from secure_dagu.errors import Refused, SecureDaguError, Unauthenticated
+from secure_dagu.security.grants import TENANT
 from secure_dagu.security.identity import Identity, acts_as
 from secure_dagu.security.peer import Peer
 from secure_dagu.security.roles import METHODS_OF, UNPROVEN_METHODS
@@ -22,18 +24,25 @@ class DenyReason(StrEnum):
     UNKNOWN_IDENTITY = "unknown_identity"
     CERT_EXPIRED = "cert_expired"
     CERT_REVOKED = "cert_revoked"
+    CRL_STALE = "crl_stale"
+    """The revocation list is too old: nobody is admitted."""
+    UNTRUSTED_CA = "untrusted_ca"
+    """Its CA has left the bundle since the link was opened."""
     NOT_OWNER = "not_owner"
+    """The object of the call is somebody else's: no lease, another tree."""
+    LABEL_NOT_GRANTED = "label_not_granted"
+    """A claimed label is not granted by the certificate (`security.policy`)."""
+    OTHER_TENANT = "other_tenant"
+    """The run belongs to a tenant that the certificate does not grant (`security.policy`)."""
 
 
-@dataclass(frozen=True, slots=True)
-class Allow:
+class Allow(Struct, frozen=True):
     """Go on, as this caller."""
 
     caller: Caller
 
 
-@dataclass(frozen=True, slots=True)
-class Deny:
+class Deny(Struct, frozen=True):
     """Stop. `reason` is for the metric and the audit log, `error` for the peer."""
 
     reason: DenyReason
@@ -57,7 +66,7 @@ def admit(peer: Peer | None, method: str, claimed_worker: str | None, now: datet
         )
     identity = peer.identity
     if identity is None:
-        return _admit_unproven(method, claimed_worker)
+        return _admit_unproven(method, claimed_worker, peer.address)
     # On every call, not only at the handshake: a connection may outlive the certificate that opened it.
     if peer.not_after is None or now >= peer.not_after:
         return _expired(peer, identity)
@@ -67,14 +76,14 @@ def admit(peer: Peer | None, method: str, claimed_worker: str | None, now: datet
         if method not in _WORKER_METHODS:
             return _role_not_allowed(identity, method)
         if not claimed_worker:
-            return _worker(name, name)
+            return _worker(identity.trust_domain, name, name, peer.serial, peer.address)
         # The length first: what is accepted is remembered below.
         if len(claimed_worker) <= MAX_WORKER_ID and acts_as(name, claimed_worker):
-            return _worker(name, claimed_worker)
+            return _worker(identity.trust_domain, name, claimed_worker, peer.serial, peer.address)
         return _mismatch(identity, claimed_worker)
     if method not in METHODS_OF.get(role, _NOTHING):
         return _role_not_allowed(identity, method)
-    return Allow(Caller(role=role, name=name, proven=True))
+    return Allow(_caller(peer, identity))
 
 
 MAX_WORKER_ID = 255
@@ -83,19 +92,38 @@ MAX_WORKER_ID = 255
 _WORKER = Role.WORKER
 _WORKER_METHODS = METHODS_OF[Role.WORKER]
 _NOTHING: frozenset[str] = frozenset()
+_NO_TENANTS: frozenset[str] = frozenset()
 
 
 # Remembered because making two frozen values costs more than deciding; bounded because callers choose what follows `@`.
-@lru_cache(maxsize=4096)
-def _worker(name: str, worker_id: str) -> Allow:
-    return Allow(Caller(role=_WORKER, name=name, proven=True, worker=WorkerId(worker_id)))
+@lru_cache(maxsize=8192)
+def _worker(trust_domain: str, name: str, worker_id: str, serial: int, address: str) -> Allow:
+    return Allow(
+        Caller(
+            role=_WORKER, name=name, proven=True, worker=WorkerId(worker_id),
+            identity=Identity(trust_domain, _WORKER, name).uri, serial=_hex(serial), address=address,
+        )
+    )  # fmt: skip
 
 
-def _admit_unproven(method: str, claimed_worker: str | None) -> Allow | Deny:
+def _hex(serial: int) -> str:
+    return f"{serial:x}" if serial else ""
+
+
+def _caller(peer: Peer, identity: Identity) -> Caller:
+    return Caller(
+        role=identity.role, name=identity.name, proven=True, identity=identity.uri, serial=_hex(peer.serial),
+        address=peer.address, tenants=peer.grants.values(TENANT) if peer.grants else _NO_TENANTS,
+    )  # fmt: skip
+
+
+def _admit_unproven(method: str, claimed_worker: str | None, address: str) -> Allow | Deny:
     """Without certificates nobody is more than what it says; only secrets stay closed."""
     if method in UNPROVEN_METHODS:
         worker = WorkerId(claimed_worker) if claimed_worker else None
-        return Allow(Caller(role=Role.ANONYMOUS, name=claimed_worker or "", proven=False, worker=worker))
+        return Allow(
+            Caller(role=Role.ANONYMOUS, name=claimed_worker or "", proven=False, worker=worker, address=address)
+        )
     error = Refused(
         f"{method} is refused over an unproven link",
         why="this coordinator runs with peer.insecure, so nobody can prove who asks",

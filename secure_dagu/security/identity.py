@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import re
-from dataclasses import dataclass
+
+from msgspec import Struct
 
 from secure_dagu.dispatch.model import Role
 from secure_dagu.errors import InvalidRequest
@@ -13,8 +14,7 @@ NAME = re.compile(r"[A-Za-z0-9]([A-Za-z0-9._-]{0,62}[A-Za-z0-9])?")
 """Names that a certificate may carry: DNS-safe letters, so that a name can never inject into logs, paths or labels."""
 
 
-@dataclass(frozen=True, slots=True)
-class Identity:
+class Identity(Struct, frozen=True):
     """What one certificate proves: a role and a name inside a trust domain."""
 
     trust_domain: str

@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
 from datetime import UTC, datetime
 
+from msgspec import Struct, field
+
+from secure_dagu.security.grants import NOTHING, Grants
 from secure_dagu.security.identity import Identity
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Peer:
+class Peer(Struct, frozen=True, kw_only=True):
     """Who is on a connection. `identity` None: an unproven link (h2c, chosen with `peer.insecure`)."""
 
     connection: str
@@ -18,7 +19,13 @@ class Peer:
     """Remote `host:port`."""
     identity: Identity | None = None
     serial: int = 0
+    issuers: tuple[str, ...] = ()
+    """SHA-256 of the public key of each CA in the verified chain, hex, the issuing one first."""
     not_after: datetime | None = None
+    names: tuple[str, ...] = ()
+    """The host names and addresses that its certificate is for; only kept of coordinators."""
+    grants: Grants = NOTHING
+    """The labels that its certificate grants."""
     tls_version: str = "none"
     """`TLSv1.3`, `TLSv1.2` or `none`."""
     cipher: str = ""

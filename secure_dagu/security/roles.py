@@ -8,9 +8,10 @@ still check about the object, which only the service knows.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
 from enum import StrEnum
 from types import MappingProxyType
+
+from msgspec import Struct
 
 from secure_dagu.dispatch.model import Role
 
@@ -28,8 +29,7 @@ class ObjectRule(StrEnum):
     definitions and bundles that they name. Other roles are not limited."""
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Rule:
+class Rule(Struct, frozen=True, kw_only=True):
     """One row: who may call, and what the service still has to check."""
 
     roles: frozenset[Role]
@@ -55,6 +55,7 @@ _LEASED = Rule(roles=frozenset({_W}), object_rule=ObjectRule.HELD_LEASE)
 _TREE = Rule(roles=_ALL_FOUR, object_rule=ObjectRule.HELD_TREE)
 _ISSUE = Rule(roles=_ISSUERS, object_rule=ObjectRule.NONE)
 _PROBE = Rule(roles=_ALL_FOUR, object_rule=ObjectRule.NONE)
+_ADMIN = Rule(roles=frozenset({_A}), object_rule=ObjectRule.NONE)
 _OPERATE = Rule(roles=frozenset({_D, _A}), object_rule=ObjectRule.NONE)
 
 RPC_RULES: Mapping[str, Rule] = MappingProxyType(
@@ -86,11 +87,18 @@ RPC_RULES: Mapping[str, Rule] = MappingProxyType(
         HEALTH_SERVICE + "Check": _PROBE,
         HEALTH_SERVICE + "Watch": _PROBE,
         EVENTS_SERVICE + "WatchCancellations": _OWN,
+        EVENTS_SERVICE + "Announce": _OWN,
         OPERATIONS_SERVICE + "ListRuns": _OPERATE,
+        OPERATIONS_SERVICE + "FindRuns": _OPERATE,
+        OPERATIONS_SERVICE + "CountRuns": _ADMIN,
         OPERATIONS_SERVICE + "FollowRun": _OPERATE,
         OPERATIONS_SERVICE + "ReadLog": _OPERATE,
+        OPERATIONS_SERVICE + "ReadLogPage": _OPERATE,
         OPERATIONS_SERVICE + "ListArtifacts": _OPERATE,
         OPERATIONS_SERVICE + "ReadArtifact": _OPERATE,
+        OPERATIONS_SERVICE + "ListMachines": _OPERATE,
+        OPERATIONS_SERVICE + "DrainWorker": _ADMIN,
+        OPERATIONS_SERVICE + "ListLinks": _ADMIN,
     }
 )
 """Full method name, as gRPC spells it in `:path`, to its rule."""

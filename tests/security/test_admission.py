@@ -28,14 +28,22 @@ def a_peer(role: Role = Role.WORKER, *, name: str = "gpu-1", not_after: datetime
         connection="c",
         address="192.0.2.7:40000",
         identity=Identity("secure-dagu", role, name),
+        serial=0x1F2E,
         not_after=not_after or NOW + timedelta(days=30),
     )
+
+
+def a_caller(role: Role, name: str, worker: WorkerId | None = None) -> Caller:
+    return Caller(
+        role=role, name=name, proven=True, worker=worker, identity=f"spiffe://secure-dagu/{role}/{name}",
+        serial="1f2e", address="192.0.2.7:40000",
+    )  # fmt: skip
 
 
 @pytest.mark.parametrize("claimed", ["gpu-1", "gpu-1@4711", "gpu-1@host@1", "gpu-1@"])
 def test_a_worker_may_claim_its_name_or_its_name_at_something(claimed: str) -> None:
     decided = admit(a_peer(), HEARTBEAT, claimed, NOW)
-    assert decided == Allow(Caller(role=Role.WORKER, name="gpu-1", proven=True, worker=WorkerId(claimed)))
+    assert decided == Allow(a_caller(Role.WORKER, "gpu-1", WorkerId(claimed)))
 
 
 @pytest.mark.parametrize("claimed", ["gpu-2", "gpu-10", "gpu", "GPU-1", "gpu-1 ", " gpu-1", "gpu-1\0@1", "@gpu-1", "x"])
@@ -68,7 +76,7 @@ def test_an_oversized_claim_is_refused_before_it_is_remembered() -> None:
 
 def test_other_roles_act_as_no_worker() -> None:
     decided = admit(a_peer(Role.DISPATCHER, name="cron"), DISPATCH, None, NOW)
-    assert decided == Allow(Caller(role=Role.DISPATCHER, name="cron", proven=True))
+    assert decided == Allow(a_caller(Role.DISPATCHER, "cron"))
 
 
 def test_a_certificate_is_refused_from_the_instant_of_its_end_on_every_call() -> None:
@@ -103,7 +111,8 @@ def test_a_hostile_claim_cannot_write_lines_into_the_refusal() -> None:
 
 def test_over_an_unproven_link_the_claim_is_taken_but_not_called_proven() -> None:
     decided = admit(Peer(connection="c", address="a"), HEARTBEAT, "anyone", NOW)
-    assert decided == Allow(Caller(role=Role.ANONYMOUS, name="anyone", proven=False, worker=WorkerId("anyone")))
+    anyone = Caller(role=Role.ANONYMOUS, name="anyone", proven=False, worker=WorkerId("anyone"), address="a")
+    assert decided == Allow(anyone)
 
 
 def test_a_decision_costs_microseconds() -> None:
