@@ -15,16 +15,27 @@ import logging
 import socket
 from collections import Counter
 from collections.abc import AsyncIterator, Callable
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Final
 
-from secure_dagu.link import private, probe
+from msgspec.structs import replace
+
+from secure_dagu.link import private, probe, proxying
 from secure_dagu.link.context import ClientPolicy, UnsafePlaintext
-from secure_dagu.link.handshake import Handshake
+from secure_dagu.link.handshake import Handshake, own_of
 from secure_dagu.link.register import Happening, LinkEvent, OnEvent, ignore
 from secure_dagu.link.relay import End, Relay, TlsEnd, new_buffer
+from secure_dagu.security.admission import DenyReason
 from secure_dagu.security.peer import Peer
-from secure_dagu.security.tls_signs import alert_in, from_error, from_first_bytes, is_tls
+from secure_dagu.security.tls_signs import (
+    Own,
+    alert_in,
+    alert_words,
+    from_error,
+    from_first_bytes,
+    is_tls,
+)
 from secure_dagu.security.verdict import LinkError, Reason, Result, Side, Verdict, error_of
 
 log = logging.getLogger(__name__)
@@ -34,6 +45,13 @@ CONNECT_LIMIT_S: Final = 3.0
 MAX_ADDRESSES: Final = 4
 MAX_LINKS: Final = 64
 """Live links of one dialer; gRPC keeps one, and two while it reconnects."""
+
+
+_CLIENT_REASON: Final = {
+    DenyReason.CERT_REVOKED: Reason.SERVER_REVOKED,
+    DenyReason.UNTRUSTED_CA: Reason.UNTRUSTED_SERVER,
+    DenyReason.CRL_STALE: Reason.CLIENT_CRL_UNUSABLE,
+}
 
 
 class Dialer:
@@ -52,6 +70,7 @@ class Dialer:
         group: asyncio.TaskGroup,
         on_event: OnEvent,
         buffer: memoryview,
+        proxy: proxying.Proxy | None = None,
     ) -> None:
         self.host, self.port, self.policy = host.strip("[]"), port, policy
         self.address = f"[{self.host}]:{port}" if ":" in self.host else f"{self.host}:{port}"
@@ -65,11 +84,13 @@ class Dialer:
         """The coordinator at the other end of the newest live link."""
         self.connected = 0
         """Live links."""
+        self._proxy = proxy if proxy is not None and proxy.serves(self.host, port) else None
         self._path = private.name_in(directory)
         self._group, self._on_event, self._buffer = group, on_event, buffer
         self._loop = asyncio.get_running_loop()
         self._listening = private.listen(self._path)
         self._links: set[asyncio.Task[None]] = set()
+        self._live: dict[Relay, Peer] = {}
         self._accepting = group.create_task(self._accept(), name=f"dialer {self.address}")
 
     @property
@@ -86,6 +107,12 @@ class Dialer:
         """Return why the last dial or link ended badly; None once the server has spoken."""
         return self.last_error
 
+    def proves(self, host: str) -> bool:
+        """Tell whether the certificate at the other end of the live link is for this host too."""
+        peer = self.peer
+        wanted = host.strip("[]").rstrip(".").lower()
+        return peer is not None and peer.is_proven and any(name.rstrip(".").lower() == wanted for name in peer.names)
+
     @property
     def is_closed(self) -> bool:
         """Tell whether `close` has finished."""
@@ -99,6 +126,13 @@ class Dialer:
         Path(self._path).unlink(missing_ok=True)  # noqa: ASYNC240 - one unlink in our own folder
         await asyncio.wait(doomed)
         self._listening.close()  # not before: the loop still watches it, and the number may be another socket's by then
+
+    def cut(self, doomed: Callable[[Peer], bool]) -> int:
+        """End every live link whose coordinator is `doomed`; return how many. gRPC dials again."""
+        hit = [relay for relay, peer in self._live.items() if doomed(peer)]
+        for relay in hit:
+            relay.cut()
+        return len(hit)
 
     async def check(self) -> Peer:
         """Dial once without gRPC, and close: for a doctor, and to prove an address before it is used.
@@ -154,7 +188,9 @@ class Dialer:
 
     async def _dial(self) -> tuple[End, asyncio.Transport, Peer] | Verdict:
         """Return an open, proven link, or why there is none."""
-        connected = await self._connect()
+        if not isinstance(self.policy, UnsafePlaintext) and self.policy.standing.is_closed(_now()):
+            return self._verdict(Reason.CLIENT_CRL_UNUSABLE, "nothing was dialled")
+        connected = await reach(self.host, self.port, proxy=self._proxy)
         if isinstance(connected, Verdict):
             return connected
         policy = self.policy
@@ -172,55 +208,28 @@ class Dialer:
             shake.abort()
             raise
         if isinstance(outcome, Verdict):
-            await shake.refuse()
-            unnamed = outcome.reason in (Reason.NOT_TLS_SERVER, Reason.CLOSED, Reason.SILENT_SERVER)
+            await shake.refuse(outcome)
+            if self._proxy is not None:
+                return _seen_through(self._proxy, outcome)
+            unnamed = outcome.reason in (Reason.NOT_TLS_SERVER, Reason.CLOSED, Reason.HANDSHAKE_TIMEOUT)
             if unnamed and not is_tls(shake.first_bytes):
                 return await probe.without_tls(outcome, host=self.host, port=self.port)
             return outcome
         opened, ssl, early = shake.take()
+        current = self.policy  # it may have been replaced since the handshake began
+        objection = None if isinstance(current, UnsafePlaintext) else current.standing.objection(outcome, _now())
+        if objection is not None:
+            opened.abort()
+            return self._verdict(_CLIENT_REASON[objection], "since its handshake began")
         secure = TlsEnd(self._buffer, ssl, early)
         secure.take_over(opened)
         return secure, opened, outcome
-
-    async def _connect(self) -> socket.socket | Verdict:
-        try:
-            async with asyncio.timeout(CONNECT_LIMIT_S):
-                found = await self._loop.getaddrinfo(self.host, self.port, type=socket.SOCK_STREAM)
-        except socket.gaierror as error:
-            return self._verdict(Reason.DNS, error.strerror or "")
-        except (TimeoutError, UnicodeError):
-            return self._verdict(Reason.DNS, "no answer from the name server, or no host name at all")
-        refusal = self._verdict(Reason.UNREACHABLE)
-        found = found[:MAX_ADDRESSES]
-        for family, kind, proto, _, address in found:
-            sock = socket.socket(family, kind, proto)
-            try:
-                sock.setblocking(False)
-                sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
-                sock.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
-                async with asyncio.timeout(CONNECT_LIMIT_S / len(found)):
-                    await self._loop.sock_connect(sock, address)
-            except TimeoutError:
-                sock.close()
-                refusal = self._verdict(Reason.TIMEOUT, str(address[0]))
-            except OSError as error:
-                sock.close()
-                refused = error.errno == errno.ECONNREFUSED
-                refusal = self._verdict(
-                    Reason.REFUSED if refused else Reason.UNREACHABLE, f"{address[0]}: {error.strerror}"
-                )
-            except BaseException:
-                sock.close()
-                raise
-            else:
-                return sock
-        return refusal
 
     async def _relay(self, sock: socket.socket, link: End, transport: asyncio.Transport, peer: Peer) -> None:
         back = End(self._buffer)
         relay = Relay(link, back, self._link_ended)
         self.connected += 1
-        self.peer = peer
+        self.peer = self._live[relay] = peer
         if peer.is_proven:
             self._succeeded()
         self._tell(Happening.OPENED, peer)
@@ -232,24 +241,31 @@ class Dialer:
             relay.abort()
             transport.abort()
             self.connected -= 1
+            del self._live[relay]
             if self.peer is peer:
-                self.peer = None
+                self.peer = next(reversed(self._live.values()), None)
             self._tell(Happening.CLOSED, peer)
-        if isinstance(link, _PlainLink) and not link.first:
+        if isinstance(link, _PlainLink) and not link.first and self._proxy is None:
             silent = self._verdict(Reason.CLOSED, "it said nothing")
             self._note(await probe.with_tls(silent, host=self.host, port=self.port))
 
     def _link_ended(self, relay: Relay) -> None:
         if relay.tls_error:  # an alert that came after the first silence
-            alert = alert_in(relay.tls_error)
-            reason = from_error(Side.CLIENT, relay.tls_error, b"")
-            self._note(self._verdict(reason, f"alert: {alert}" if alert else relay.tls_error))
+            alert, own = alert_in(relay.tls_error), self._own(self._live.get(relay))
+            words = alert_words(Side.CLIENT, alert, own) if alert else relay.tls_error
+            self._note(self._verdict(from_error(Side.CLIENT, relay.tls_error, b"", own), words))
         elif self.last_error is None:
             self.last_error = error_of(self._verdict(Reason.CLOSED, "a live link ended"))
 
+    def _own(self, peer: Peer | None) -> Own | None:
+        policy = self.policy
+        if isinstance(policy, UnsafePlaintext):
+            return None
+        return own_of(policy.own, other_domain=peer.identity.trust_domain if peer and peer.identity else "")
+
     def _heard(self, first: bytes) -> None:
         """Judge a plaintext server by its first bytes, before gRPC sees them."""
-        reason = Reason.SERVER_WANTS_TLS if is_tls(first) else from_first_bytes(first)
+        reason = Reason.PLAINTEXT_CLIENT if is_tls(first) else from_first_bytes(first)
         if reason is Reason.PLAINTEXT_SERVER:
             self._succeeded()
         else:
@@ -275,6 +291,79 @@ class Dialer:
         self._on_event(LinkEvent(happening=happening, side=Side.CLIENT, address=self.address, peer=peer))
 
 
+def _now() -> datetime:
+    return datetime.now(UTC)
+
+
+def _seen_through(proxy: proxying.Proxy, verdict: Verdict) -> Verdict:
+    """Say that a proxy stands in between: one that opens TLS itself shows a certificate of its own."""
+    words = f"through the proxy {proxy.address}"
+    if verdict.reason in (Reason.UNTRUSTED_SERVER, Reason.ALPN):
+        words += ", which seems to open TLS itself; let it pass this name through"
+    return replace(verdict, detail=f"{verdict.detail}; {words}" if verdict.detail else words)
+
+
+async def reach(host: str, port: int, *, proxy: proxying.Proxy | None = None) -> socket.socket | Verdict:
+    """Resolve and connect within `CONNECT_LIMIT_S`; return the connected socket, or why there is none.
+
+    `proxy`: who is asked for the way, and resolves the name; None: nobody.
+    """
+    if proxy is None:
+        return await _reach(host, port)
+    found = await _reach(proxy.host, proxy.port)
+    if isinstance(found, Verdict):
+        where = f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
+        words = f"the proxy {proxy.address} cannot be reached: {found.reason.value}"
+        return replace(found, reason=Reason.PROXY_REFUSED, address=where, detail=words)
+    try:
+        refusal = await proxying.connect(found, proxy, host, port)
+    except BaseException:
+        found.close()
+        raise
+    if refusal is not None:
+        found.close()
+        return refusal
+    return found
+
+
+async def _reach(host: str, port: int) -> socket.socket | Verdict:
+    where = f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
+    verdict = functools.partial(Verdict, side=Side.CLIENT, address=where)
+    loop = asyncio.get_running_loop()
+    try:
+        async with asyncio.timeout(CONNECT_LIMIT_S):
+            found = await loop.getaddrinfo(host, port, type=socket.SOCK_STREAM)
+    except socket.gaierror as error:
+        return verdict(reason=Reason.DNS, detail=error.strerror or "")
+    except (TimeoutError, UnicodeError):
+        return verdict(reason=Reason.DNS, detail="no answer from the name server, or no host name at all")
+    refusal = verdict(reason=Reason.UNREACHABLE)
+    found = found[:MAX_ADDRESSES]
+    for family, kind, proto, _, address in found:
+        sock = socket.socket(family, kind, proto)
+        try:
+            sock.setblocking(False)
+            sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+            sock.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
+            async with asyncio.timeout(CONNECT_LIMIT_S / len(found)):
+                await loop.sock_connect(sock, address)
+        except TimeoutError:
+            sock.close()
+            refusal = verdict(reason=Reason.TIMEOUT, detail=str(address[0]))
+        except OSError as error:
+            sock.close()
+            refused = error.errno == errno.ECONNREFUSED
+            refusal = verdict(
+                reason=Reason.REFUSED if refused else Reason.UNREACHABLE, detail=f"{address[0]}: {error.strerror}"
+            )
+        except BaseException:
+            sock.close()
+            raise
+        else:
+            return sock
+    return refusal
+
+
 class _PlainLink(End):
     """A link without TLS; it shows the server's first bytes to the dialer: they name a server that is none of ours."""
 
@@ -298,9 +387,15 @@ class Dialers:
     """Makes dialers that share one private folder and one buffer, and closes them all."""
 
     def __init__(
-        self, policy: ClientPolicy | UnsafePlaintext, directory: Path, on_event: OnEvent, group: asyncio.TaskGroup
+        self,
+        policy: ClientPolicy | UnsafePlaintext,
+        directory: Path,
+        on_event: OnEvent,
+        group: asyncio.TaskGroup,
+        proxy: proxying.Proxy | None,
     ) -> None:
         self._policy, self._directory, self._on_event, self._group = policy, directory, on_event, group
+        self._proxy = proxy
         self._buffer = new_buffer()
         self._made: set[Dialer] = set()
 
@@ -315,6 +410,7 @@ class Dialers:
             group=self._group,
             on_event=self._on_event,
             buffer=self._buffer,
+            proxy=self._proxy,
         )
         self._made.add(made)
         return made
@@ -325,6 +421,10 @@ class Dialers:
         for dialer in self._made:
             dialer.policy = policy
 
+    def cut(self, doomed: Callable[[Peer], bool]) -> int:
+        """End every live link whose coordinator is `doomed`; return how many."""
+        return sum(dialer.cut(doomed) for dialer in self._made)
+
     async def close(self) -> None:
         """Close every dialer."""
         for dialer in self._made:
@@ -333,16 +433,22 @@ class Dialers:
 
 @contextlib.asynccontextmanager
 async def dialers(
-    *, policy: ClientPolicy | UnsafePlaintext, directory: Path, on_event: OnEvent = ignore
+    *,
+    policy: ClientPolicy | UnsafePlaintext,
+    directory: Path,
+    on_event: OnEvent = ignore,
+    proxy: proxying.Proxy | None = None,
 ) -> AsyncIterator[Dialers]:
     """Open the way out. `directory` is a 0700 folder (`private.folder`). On exit every link is cut.
+
+    `proxy`: through which coordinators are reached, except those that it passes over.
 
     Raises:
         ConfigError: the folder is not ours alone.
     """
     private.check(directory)
     async with asyncio.TaskGroup() as group:
-        made = Dialers(policy, directory, on_event, group)
+        made = Dialers(policy, directory, on_event, group, proxy)
         try:
             yield made
         finally:

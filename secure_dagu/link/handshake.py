@@ -12,18 +12,30 @@ server speaks first, and after a short silence we go on.
 from __future__ import annotations
 
 import asyncio
+import contextlib
+from collections.abc import Sequence
 from datetime import UTC, datetime
 from typing import Final, cast
 
+from cryptography import x509
+from cryptography.hazmat.primitives import hashes
 from OpenSSL import SSL, crypto
 
-from secure_dagu.dispatch.model import Role
-from secure_dagu.errors import InvalidRequest
-from secure_dagu.link import context, material
-from secure_dagu.link.context import ClientPolicy, NoCommonProtocol, ServerPolicy
+from secure_dagu.link import context, crl, judgement, material
+from secure_dagu.link.context import ClientPolicy, JoinPolicy, NoCommonProtocol, ServerPolicy
+from secure_dagu.security.grants import NOTHING, Grants
 from secure_dagu.security.identity import Identity
 from secure_dagu.security.peer import Peer
-from secure_dagu.security.tls_signs import alert_in, from_error, from_verify_code
+from secure_dagu.security.tls_signs import (
+    Own,
+    alert_in,
+    alert_words,
+    from_error,
+    from_verify_code,
+    http_answer,
+    last_word,
+    told_in,
+)
 from secure_dagu.security.verdict import Reason, Side, Verdict
 
 HANDSHAKE_LIMIT_S: Final = 10.0
@@ -33,40 +45,63 @@ SILENCE_S: Final = 0.5
 LINGER_S: Final = 1.0
 """How long a refused end stays readable: an immediate close sends a reset, and the alert would be lost."""
 
+OWN_DECISION: Final = frozenset({3, 11, 12, 33})
+"""X509_V_ERR codes that we overrule: no list of that CA (one that was there before may not vanish, which `crl.read`
+sees to), and a list outside its dates (how long one may stay in use is `Standing`'s)."""
+UNKNOWN_ROOT: Final = 19
+"""X509_V_ERR_SELF_SIGNED_CERT_IN_CHAIN: the chain is complete, and its root is in no trust store."""
 _FLUSH_BYTES: Final = 1 << 16
 _FIRST_BYTES: Final = 64
-_TLS_ALERT_PROTOCOL_VERSION: Final = b"\x15\x03\x03\x00\x02\x02\x46"
-_HTTP_ANSWER: Final = (
-    b"HTTP/1.1 400 Bad Request\r\nContent-Type: text/plain\r\nConnection: close\r\nContent-Length: 47\r\n\r\n"
-    b"this port speaks gRPC over mutual TLS, not HTTP"
+_HTTPS_ONLY: Final = (
+    b"HTTP/1.1 400 Bad Request\r\nContent-Type: text/plain; charset=utf-8\r\nConnection: close\r\n"
+    b"Content-Length: 32\r\n\r\nthis port speaks https, not http"
 )
+_TLS_ALERT_PROTOCOL_VERSION: Final = b"\x15\x03\x03\x00\x02\x02\x46"
 
 
 class Handshake(asyncio.BufferedProtocol):
     """Drive one connection's handshake; afterwards `take` what the relay goes on with.
 
     `host` is the dialled name, None on the accepting side. `buffer` is scratch space shared by all connections of one
-    loop: nothing stays in it between two calls.
+    loop: nothing stays in it between two calls. `enrols`: the accepting side also speaks the protocols of `link.enrol`.
+    `protocol`: what the dialling side wants to speak. `https`: the accepting side speaks HTTP/1.1 and asks for a
+    certificate without demanding one; a `Peer` without identity has shown none.
     """
 
     def __init__(
         self,
-        policy: ServerPolicy | ClientPolicy,
+        policy: ServerPolicy | ClientPolicy | JoinPolicy,
         *,
         connection: str,
         address: str,
         host: str | None,
         buffer: memoryview,
+        enrols: bool = False,
+        protocol: bytes = context.ALPN,
+        https: bool = False,
     ) -> None:
-        self._own = policy.identity
+        self._pin = policy.pin if isinstance(policy, JoinPolicy) else ""
+        self._own = None if isinstance(policy, JoinPolicy) else policy.own
+        self._rules = () if isinstance(policy, JoinPolicy) else policy.rules
+        # Rules name every trust domain that is admitted; without them it is our own.
+        self._trust_domain = "" if isinstance(policy, JoinPolicy) or policy.rules else policy.identity.trust_domain
+        self._enrols = enrols
+        self._https = https
+        self.protocol = context.HTTP if https else context.JOIN if self._pin else protocol
+        """What is spoken once the handshake has succeeded."""
         self._connection, self._address, self._host, self._buffer = connection, address, host, buffer
         self._side = Side.SERVER if host is None else Side.CLIENT
         self._ssl = SSL.Connection(policy.context, None)
         self._ssl.set_app_data(self)
         if host is None:
             self._ssl.set_accept_state()
+            if https:
+                assert isinstance(policy, ServerPolicy), "only servers speak HTTPS here"
+                self._ssl.set_verify(SSL.VERIFY_PEER if policy.trust else SSL.VERIFY_NONE)
         else:
             self._ssl.set_connect_state()
+            if self.protocol != context.ALPN:
+                self._ssl.set_alpn_protos([self.protocol])
             if any(letter.isalpha() for letter in host) and ":" not in host:  # an IP literal is no server name
                 self._ssl.set_tlsext_host_name(host.rstrip(".").encode("idna"))
         loop = asyncio.get_running_loop()
@@ -78,9 +113,14 @@ class Handshake(asyncio.BufferedProtocol):
         self._early = b""
         self._peer: Peer | None = None
         self._identity: Identity | None = None
+        self._grants: Grants = NOTHING
+        self._names: tuple[str, ...] = ()
         self._serial = 0
+        self._issuers: dict[int, str] = {}
         self._not_after: datetime | None = None
         self._subject = ""
+        self._is_pinned = False
+        self._offered = "the client offered other protocols"
         self._objection: tuple[Reason, str] | None = None
 
     # ── what the owner calls ─────────────────────────────────────────────────────────────────────────────────────────
@@ -91,7 +131,7 @@ class Handshake(asyncio.BufferedProtocol):
             async with asyncio.timeout(HANDSHAKE_LIMIT_S):
                 return await self._done
         except TimeoutError:
-            return self._verdict(Reason.SILENT_SERVER if self._side is Side.CLIENT else Reason.HANDSHAKE_TIMEOUT)
+            return self._verdict(Reason.HANDSHAKE_TIMEOUT)
 
     def take(self) -> tuple[asyncio.Transport, SSL.Connection, bytes]:
         """Hand over the (paused) transport, the TLS state, and what the other end has already said."""
@@ -101,9 +141,16 @@ class Handshake(asyncio.BufferedProtocol):
         early, self._early = self._early, b""
         return self._transport, self._ssl, early
 
-    async def refuse(self) -> None:
-        """Close so that the other end reads our last word: half-close, read on for `LINGER_S`, then close."""
+    async def refuse(self, verdict: Verdict) -> None:
+        """Close so that the other end reads our last word: half-close, read on for `LINGER_S`, then close.
+
+        After the handshake there is no alert for a refusal: a client is then told in HTTP/2.
+        """
         self._ssl.set_app_data(None)
+        if self._side is Side.SERVER and self._peer is not None and self.protocol == context.ALPN:
+            with contextlib.suppress(SSL.Error):
+                self._ssl.send(last_word(verdict))
+            self._flush()
         transport = self._transport
         if transport is not None:
             await say_last_word(transport, self._gone)
@@ -123,6 +170,12 @@ class Handshake(asyncio.BufferedProtocol):
 
     def judge(self, certificate: crypto.X509, *, code: int, depth: int) -> bool:
         """Decide on one certificate of the presented chain (`context.CertificateJudge`)."""
+        if code in OWN_DECISION:
+            return True
+        if code == UNKNOWN_ROOT and self._pin:
+            self._is_pinned = _fingerprint(certificate) == self._pin
+            if self._is_pinned:
+                return True
         if code != 0:
             found = certificate.to_cryptography()
             self._subject, self._serial = material.subject_of(found), found.serial_number
@@ -135,28 +188,47 @@ class Handshake(asyncio.BufferedProtocol):
             self._objection = reason, detail
             return False
         if depth > 0:
+            self._issuers[depth] = crl.key_of(certificate.to_cryptography())
             return True
         found = certificate.to_cryptography()
         self._subject, self._serial = material.subject_of(found), found.serial_number
         self._not_after = found.not_valid_after_utc
-        names = material.names_of(found)
-        self._objection = self._objection_to(names)
+        self._objection = self._objection_to(found)
         return self._objection is None
 
-    def _objection_to(self, names: material.Names) -> tuple[Reason, str] | None:
-        if self._host is not None and not names.cover(self._host):
-            return Reason.NAME_MISMATCH, f"dialled {self._host}, the certificate has {names}"
-        wrong = Reason.BAD_IDENTITY if self._host is None else Reason.NOT_A_COORDINATOR
-        try:
-            identity = material.identity_of(names)
-        except InvalidRequest as bad:
-            return wrong, bad.why
-        if identity.trust_domain != self._own.trust_domain:
-            return wrong, f"trust domain {identity.trust_domain} is not ours, {self._own.trust_domain}"
-        if self._host is not None and identity.role is not Role.COORDINATOR:
-            return wrong, f"it names {identity}"
-        self._identity = identity
+    def _objection_to(self, found: x509.Certificate) -> tuple[Reason, str] | None:
+        if self._pin and not self._is_pinned:
+            return Reason.UNTRUSTED_SERVER, "its chain does not end in the CA of the token"
+        names = material.names_of(found)
+        judged = judgement.objection_to(
+            found, names, host=self._host, rules=self._rules, trust_domain=self._trust_domain
+        )
+        if isinstance(judged, judgement.Objection):
+            return judged.reason, judged.detail
+        self._identity, self._grants = judged.identity, judged.grants
+        if self._side is Side.CLIENT:
+            self._names = (*names.dns, *(str(address) for address in names.ips))
         return None
+
+    def choose(self, offered: Sequence[bytes]) -> bytes:
+        """Choose the protocol (`context.CertificateJudge`). It decides whether a certificate is asked for: always, but
+        for a machine that joins."""
+        if self._https:
+            if context.HTTP in offered:
+                return context.HTTP
+            raise NoCommonProtocol
+        if context.ALPN in offered:
+            return context.ALPN
+        if context.JOIN in offered or context.RENEW in offered:
+            self._offered = "it wants to enrol, which is not offered here"
+        if self._enrols and context.RENEW in offered:
+            self.protocol = context.RENEW
+        elif self._enrols and context.JOIN in offered and self._ssl.get_protocol_version() == SSL.TLS1_3_VERSION:
+            self.protocol = context.JOIN
+            self._ssl.set_verify(SSL.VERIFY_NONE)
+        else:
+            raise NoCommonProtocol
+        return self.protocol
 
     # ── what the transport calls ─────────────────────────────────────────────────────────────────────────────────────
 
@@ -197,9 +269,9 @@ class Handshake(asyncio.BufferedProtocol):
             when = (
                 "after the handshake" if self._peer else "before it said a word" if not self._first else "in the middle"
             )
-            self._settle(
-                self._verdict(Reason.CLOSED if self._side is Side.CLIENT else Reason.PEER_CLOSED, f"{how} {when}")
-            )
+            silent = Reason.CLOSED if self._side is Side.CLIENT else Reason.PEER_CLOSED
+            in_the_middle = self._first and not self._peer
+            self._settle(self._verdict(Reason.TRUNCATED if in_the_middle else silent, f"{how} {when}"))
         if not self._gone.done():
             self._gone.set_result(None)
 
@@ -212,7 +284,7 @@ class Handshake(asyncio.BufferedProtocol):
             self._flush()
         except NoCommonProtocol:
             self._flush()
-            self._settle(self._verdict(Reason.ALPN, "the client offered other protocols"))
+            self._settle(self._verdict(Reason.ALPN, self._offered))
         except SSL.Error as error:
             self._flush()
             self._settle(self._failed(error))
@@ -221,10 +293,12 @@ class Handshake(asyncio.BufferedProtocol):
             self._shaken()
 
     def _shaken(self) -> None:
-        if self._ssl.get_alpn_proto_negotiated() != context.ALPN:
+        agreed = self._ssl.get_alpn_proto_negotiated()
+        if agreed != self.protocol and not (self._https and not agreed):  # a simple HTTP client offers none
             self._settle(self._verdict(Reason.ALPN, "no protocol was agreed"))
             return
-        if self._identity is None:  # cannot happen while verification is on; absent means denied
+        may_be_nobody = self._side is Side.SERVER and self.protocol in (context.JOIN, context.HTTP)
+        if self._identity is None and not may_be_nobody:  # cannot happen while verification is on; absent means denied
             self._settle(self._verdict(Reason.OTHER, "no certificate was judged"))
             return
         self._peer = Peer(
@@ -232,7 +306,10 @@ class Handshake(asyncio.BufferedProtocol):
             address=self._address,
             identity=self._identity,
             serial=self._serial,
+            issuers=tuple(self._issuers[depth] for depth in sorted(self._issuers)),
             not_after=self._not_after,
+            names=self._names,
+            grants=self._grants,
             tls_version=self._ssl.get_protocol_version_name(),
             cipher=self._ssl.get_cipher_name() or "",
             group=self._ssl.get_group_name() or "",
@@ -255,6 +332,9 @@ class Handshake(asyncio.BufferedProtocol):
             self._flush()
             self._settle(self._failed(error))
         else:
+            told = told_in(self._early) if self.protocol == context.ALPN else None
+            if told is not None:
+                self._settle(self._verdict(told, "in its last word"))
             self._prove()
 
     def _prove(self) -> None:
@@ -268,17 +348,30 @@ class Handshake(asyncio.BufferedProtocol):
         word = context.words_of(error)
         if self._objection is not None and word == "certificate verify failed":
             return self._verdict(*self._objection)
-        reason = from_error(self._side, word, self._first)
+        alert = alert_in(word)
+        own = self.own() if alert else None
+        verdict = self._verdict(
+            from_error(self._side, word, self._first, own), alert_words(self._side, alert, own) if alert else word
+        )
         if self._side is Side.SERVER and not self._transport_closing():
             assert self._transport is not None
-            if reason is Reason.HTTP_CLIENT:
-                self._transport.write(_HTTP_ANSWER)
-            elif reason is Reason.PLAINTEXT_CLIENT:
-                self._transport.write(
-                    _TLS_ALERT_PROTOCOL_VERSION
-                )  # OpenSSL itself says nothing to those who are not TLS
-        alert = alert_in(word)
-        return self._verdict(reason, f"alert: {alert}" if alert else word)
+            # OpenSSL itself says nothing to those who are not TLS.
+            if verdict.reason is Reason.HTTP_CLIENT:
+                self._transport.write(_HTTPS_ONLY if self._https else http_answer(verdict))
+            elif verdict.reason is Reason.PLAINTEXT_CLIENT:
+                self._transport.write(_TLS_ALERT_PROTOCOL_VERSION)
+        return verdict
+
+    def own(self) -> Own | None:
+        """Return what we know of our own certificate, for a refusal by the other end."""
+        if self._own is None:
+            return None
+        dialled = self._ssl.get_servername() if self._side is Side.SERVER else None
+        return own_of(
+            self._own,
+            other_domain=self._identity.trust_domain if self._identity else "",
+            dialled=dialled.decode("ascii", "replace") if dialled else "",
+        )
 
     def _verdict(self, reason: Reason, detail: str = "") -> Verdict:
         return Verdict(
@@ -305,6 +398,23 @@ class Handshake(asyncio.BufferedProtocol):
 
     def _transport_closing(self) -> bool:
         return self._transport is None or self._transport.is_closing()
+
+
+def _fingerprint(certificate: crypto.X509) -> str:
+    return certificate.to_cryptography().fingerprint(hashes.SHA256()).hex()
+
+
+def own_of(facts: material.CertificateFacts, *, other_domain: str = "", dialled: str = "") -> Own:
+    """Return what a refused end knows of its own certificate (`tls_signs.from_alert`)."""
+    return Own(
+        not_before=facts.not_before,
+        not_after=facts.not_after,
+        is_weak=facts.is_weak,
+        uris=facts.names.uris,
+        other_domain=other_domain,
+        dialled=dialled,
+        covers_dialled=facts.names.cover(dialled) if dialled else None,
+    )
 
 
 async def say_last_word(transport: asyncio.Transport, gone: asyncio.Future[None]) -> None:

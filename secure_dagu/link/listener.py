@@ -14,19 +14,22 @@ import logging
 import resource
 import socket
 from collections import Counter
-from collections.abc import AsyncIterator, Sequence
-from dataclasses import dataclass
+from collections.abc import AsyncIterator, Callable, Sequence
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Final
 
+from msgspec import Struct
+
 from secure_dagu.errors import ConfigError
-from secure_dagu.link import private
+from secure_dagu.link import context, enrol, private, proxy_header
 from secure_dagu.link.context import ServerPolicy, UnsafePlaintext
 from secure_dagu.link.handshake import Handshake
 from secure_dagu.link.plaintext import Opening
 from secure_dagu.link.register import Register
 from secure_dagu.link.relay import End, Relay, TlsEnd, new_buffer
 from secure_dagu.security.peer import Peer
+from secure_dagu.security.revocation import REASON_OF
 from secure_dagu.security.verdict import Reason, Side, Verdict
 
 log = logging.getLogger(__name__)
@@ -38,8 +41,7 @@ BACKEND_LIMIT_S: Final = 5.0
 """How long the gRPC server may take to accept a private connection."""
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Limits:
+class Limits(Struct, frozen=True, kw_only=True):
     """What strangers may make us hold."""
 
     connections: int = 10_000
@@ -47,6 +49,14 @@ class Limits:
     """A NAT gateway or a TCP forwarder brings many workers from one address."""
     handshakes: int = 500
     """In progress at the same time; the rest is closed at once and comes back."""
+    enrolments: int = 64
+    """Exchanges of `link.enrol` in progress at the same time; the rest is closed at once."""
+    enrolment_s: float = enrol.LIMIT_S
+    """How long one of them may take."""
+
+
+class _NoHeader(Exception):
+    """A listed forwarder did not say for whom it forwards."""
 
 
 class Listener:
@@ -61,8 +71,12 @@ class Listener:
         register: Register,
         limits: Limits,
         group: asyncio.TaskGroup,
+        https: Callable[[], ServerPolicy] | None = None,
+        forwarders: Sequence[proxy_header.Network] = (),
     ) -> None:
         self.policy = policy
+        self._forwarders = forwarders
+        self._https = https
         self.register = register
         self.addresses: list[tuple[str, int]] = []
         """Where it listens, with the real port when 0 was asked for."""
@@ -70,6 +84,10 @@ class Listener:
         """Accepted and not yet closed, refused ones that still linger included."""
         self.handshakes = 0
         """In progress."""
+        self.enrolments = 0
+        """Exchanges of `link.enrol` in progress."""
+        self.answer: enrol.Answerer | None = None
+        """Who answers machines that join or renew; None: their protocols are refused. May be assigned."""
         self._backend, self._directory, self._limits, self._group = backend, directory, limits, group
         self._by_address: Counter[str] = Counter()
         self._buffer = new_buffer()
@@ -135,12 +153,36 @@ class Listener:
 
     async def _serve(self, sock: socket.socket, host: str, remote: str) -> None:
         try:
+            if proxy_header.is_listed(host, self._forwarders):
+                remote = await self._behind(sock, remote)
             await self._link(sock, remote)
+        except _NoHeader as error:
+            self._refuse(remote, Reason.PROXY_HEADER, str(error))
         except OSError as error:
             self._refuse(remote, Reason.PEER_CLOSED, error.strerror or type(error).__name__)
         except Exception as error:  # a bug of ours must cost one connection, not the port: strangers could trigger it
             log.exception("link.failed")
             self._refuse(remote, Reason.OTHER, f"internal: {type(error).__name__}")
+
+    async def _behind(self, sock: socket.socket, forwarder: str) -> str:
+        """Return where a connection comes from that a listed forwarder brings.
+
+        Raises:
+            _NoHeader: it did not say so.
+        """
+        self.handshakes += 1
+        try:
+            source = await proxy_header.read_source(sock)
+        except TimeoutError:
+            raise _NoHeader("no PROXY protocol header came in time") from None
+        except ValueError as error:
+            raise _NoHeader(str(error)) from error
+        finally:
+            self.handshakes -= 1
+        if source is None:
+            return forwarder
+        host, port = source
+        return f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
 
     def _served(self, sock: socket.socket, host: str, task: asyncio.Task[None]) -> None:
         # In a callback, not in the task's `finally`: a task that is cancelled before its first step runs none of it.
@@ -170,12 +212,17 @@ class Listener:
             raise
         finally:
             self.handshakes -= 1
+        if not isinstance(outcome, Verdict):
+            outcome = self._still_stands(outcome)
         if isinstance(outcome, Verdict):
             self.register.refuse(outcome)
-            await opening.refuse()
+            await opening.refuse(outcome)
             return
         if isinstance(opening, Handshake):
             transport, ssl, early = opening.take()
+            if opening.protocol in (context.JOIN, context.RENEW):
+                await self._enrol(enrol.Exchange(transport, ssl, early, self._buffer), outcome)
+                return
             link: End = TlsEnd(self._buffer, ssl, early)
         else:
             transport, early = opening.take()
@@ -183,11 +230,44 @@ class Listener:
         link.take_over(transport)
         await self._relay(link, outcome, name)
 
+    def _in_use(self) -> ServerPolicy | UnsafePlaintext:
+        return self.policy if self._https is None else self._https()
+
+    def _still_stands(self, peer: Peer) -> Peer | Verdict:
+        """Judge a peer again whose handshake began under a policy that was replaced meanwhile."""
+        policy = self._in_use()
+        objection = None if isinstance(policy, UnsafePlaintext) else policy.standing.objection(peer, datetime.now(UTC))
+        if objection is None:
+            return peer
+        return Verdict(
+            side=Side.SERVER, reason=REASON_OF[objection], address=peer.address, serial=peer.serial,
+            detail="since its handshake began", subject=str(peer.identity or ""),
+        )  # fmt: skip
+
     def _opening(self, *, connection: str, address: str) -> Handshake | Opening:
-        policy = self.policy
+        policy = self._in_use()
         if isinstance(policy, UnsafePlaintext):
             return Opening(connection=connection, address=address, buffer=self._buffer)
-        return Handshake(policy, connection=connection, address=address, host=None, buffer=self._buffer)
+        return Handshake(
+            policy, connection=connection, address=address, host=None, buffer=self._buffer,
+            enrols=self.answer is not None, https=self._https is not None,
+        )  # fmt: skip
+
+    async def _enrol(self, exchange: enrol.Exchange, peer: Peer) -> None:
+        answer, full = self.answer, self.enrolments >= self._limits.enrolments
+        self.enrolments += 1
+        try:
+            if answer is None or full:
+                self._refuse(
+                    peer.address, Reason.OVER_LIMIT, f"limit: {self._limits.enrolments} enrolments in progress"
+                )
+                await exchange.close()
+                return
+            verdict = await enrol.serve(exchange, peer, answer, limit_s=self._limits.enrolment_s)
+            if verdict is not None:
+                self.register.refuse(verdict)
+        finally:
+            self.enrolments -= 1
 
     async def _relay(self, link: End, peer: Peer, name: str) -> None:
         back = End(self._buffer)
@@ -247,11 +327,15 @@ async def listen(
     directory: Path,
     register: Register,
     limits: Limits | None = None,
+    https: Callable[[], ServerPolicy] | None = None,
+    forwarders: Sequence[proxy_header.Network] = (),
 ) -> AsyncIterator[Listener]:
     """Listen on every `(host, port)` of `bind` and relay admitted links to the unix socket `backend`.
 
     `directory` is a 0700 folder (`private.folder`) for the names of private connections. On exit the port closes and
-    all links are cut; stop the gRPC server before, so that calls have ended.
+    all links are cut; stop the gRPC server before, so that calls have ended. `https`: the backend is an
+    HTTP/1.1 server; certificates are asked for but not demanded, under the policy that it returns for each connection.
+    `forwarders`: who must say by the PROXY protocol for whom they forward; nobody else may.
 
     Raises:
         ConfigError: an address cannot be bound (in use by another process, no such address, not allowed).
@@ -267,6 +351,8 @@ async def listen(
             register=register,
             limits=limits or Limits(),
             group=group,
+            https=https,
+            forwarders=forwarders,
         )
         listener.start(sockets)
         try:
@@ -279,7 +365,7 @@ def _bind(addresses: Sequence[tuple[str, int]]) -> list[socket.socket]:
     sockets: list[socket.socket] = []
     try:
         for host, port in addresses:
-            sockets.append(_bind_one(host, port))
+            sockets.append(bind_one(host, port))
     except BaseException:
         for opened in sockets:
             opened.close()
@@ -287,7 +373,12 @@ def _bind(addresses: Sequence[tuple[str, int]]) -> list[socket.socket]:
     return sockets
 
 
-def _bind_one(host: str, port: int) -> socket.socket:
+def bind_one(host: str, port: int) -> socket.socket:
+    """Return a listening socket.
+
+    Raises:
+        ConfigError: the address cannot be bound (in use by another process, no such address, not allowed).
+    """
     where = f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
     try:
         found = socket.getaddrinfo(host or None, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)

@@ -8,17 +8,13 @@ from typing import Final, cast
 
 from secure_dagu.link.handshake import say_last_word
 from secure_dagu.security.peer import Peer
-from secure_dagu.security.tls_signs import is_client_hello, speaks_http
+from secure_dagu.security.tls_signs import http_answer, is_client_hello, speaks_http
 from secure_dagu.security.verdict import Reason, Side, Verdict
 
 LOOK_S: Final = 0.1
 """gRPC clients speak at once; whoever does not may be waiting for the server's first word."""
 _EMPTY_SETTINGS: Final = b"\x00\x00\x00\x04\x00\x00\x00\x00\x00"
 """An HTTP/2 frame: a TLS client then reports that this is no TLS server, which is the cause in its own words."""
-_HTTP_ANSWER: Final = (
-    b"HTTP/1.1 400 Bad Request\r\nContent-Type: text/plain\r\nConnection: close\r\nContent-Length: 31\r\n\r\n"
-    b"this port speaks gRPC, not HTTP"
-)
 
 
 class Opening(asyncio.BufferedProtocol):
@@ -36,11 +32,11 @@ class Opening(asyncio.BufferedProtocol):
         """Look at the first bytes, for at most `LOOK_S`."""
         await self._spoke
         if is_client_hello(self._early):
-            return self._refused(Reason.TLS_CLIENT_ON_PLAINTEXT, _EMPTY_SETTINGS)
+            return self._refused(Reason.PLAINTEXT_SERVER)
         if speaks_http(self._early):
-            return self._refused(Reason.HTTP_CLIENT, _HTTP_ANSWER)
+            return self._refused(Reason.HTTP_CLIENT)
         if self._gone.done():
-            return self._refused(Reason.PEER_CLOSED, b"")
+            return self._refused(Reason.PEER_CLOSED)
         return Peer(connection=self._connection, address=self._address, opened_at=datetime.now(UTC))
 
     def take(self) -> tuple[asyncio.Transport, bytes]:
@@ -48,8 +44,8 @@ class Opening(asyncio.BufferedProtocol):
         assert self._transport is not None
         return self._transport, self._early
 
-    async def refuse(self) -> None:
-        """Close so that the other end reads our last word."""
+    async def refuse(self, verdict: Verdict) -> None:
+        """Close so that the other end reads our last word, which has been said."""
         if self._transport is not None:
             await say_last_word(self._transport, self._gone)
 
@@ -91,7 +87,11 @@ class Opening(asyncio.BufferedProtocol):
             self._transport.pause_reading()  # what comes now belongs to the relay
             self._spoke.set_result(None)
 
-    def _refused(self, reason: Reason, answer: bytes) -> Verdict:
-        if answer and self._transport is not None and not self._transport.is_closing():
-            self._transport.write(answer)
-        return Verdict(side=Side.SERVER, reason=reason, address=self._address)
+    def _refused(self, reason: Reason) -> Verdict:
+        verdict = Verdict(side=Side.SERVER, reason=reason, address=self._address)
+        if self._transport is not None and not self._transport.is_closing():
+            if reason is Reason.PLAINTEXT_SERVER:
+                self._transport.write(_EMPTY_SETTINGS)
+            elif reason is Reason.HTTP_CLIENT:
+                self._transport.write(http_answer(verdict))
+        return verdict

@@ -8,8 +8,9 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
 from enum import StrEnum
+
+from msgspec import Struct
 
 from secure_dagu.dispatch.model import Role
 from secure_dagu.security.peer import Peer
@@ -26,8 +27,7 @@ class Happening(StrEnum):
     """Ended by us while it lived, such as after a revocation; `CLOSED` follows."""
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class LinkEvent:
+class LinkEvent(Struct, frozen=True, kw_only=True):
     """One thing that happened, for audit, metrics and the log. `verdict` only for `REFUSED`, else `peer`."""
 
     happening: Happening
@@ -45,8 +45,7 @@ def ignore(event: LinkEvent) -> None:
     """Take an event and do nothing."""
 
 
-@dataclass(frozen=True, slots=True)
-class _Entry:
+class _Entry(Struct, frozen=True):
     peer: Peer
     cut: Callable[[], None]
 

@@ -10,7 +10,7 @@ from pathlib import Path
 
 from cryptography import x509
 from cryptography.hazmat.primitives import hashes, serialization
-from cryptography.hazmat.primitives.asymmetric import ec
+from cryptography.hazmat.primitives.asymmetric import ec, rsa
 from cryptography.x509.oid import ExtendedKeyUsageOID, NameOID, ObjectIdentifier
 
 SERVER = ExtendedKeyUsageOID.SERVER_AUTH
@@ -34,13 +34,14 @@ class Pair:
 class Ca:
     """A CA that signs whatever a test needs."""
 
-    def __init__(self, directory: Path, name: str = "test CA") -> None:
+    def __init__(self, directory: Path, name: str = "test CA", *, permitted: str = "") -> None:
+        """Make it in `directory`; `permitted`: it may sign for URIs of this host only."""
         directory.mkdir(parents=True, exist_ok=True)
         self.directory = directory
         self.key = ec.generate_private_key(ec.SECP256R1())
         subject = x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, name)])
         now = datetime.now(UTC)
-        self.certificate = (
+        builder = (
             x509.CertificateBuilder()
             .subject_name(subject)
             .issuer_name(subject)
@@ -50,8 +51,11 @@ class Ca:
             .not_valid_after(now + 30 * DAY)
             .add_extension(x509.BasicConstraints(ca=True, path_length=1), critical=True)
             .add_extension(x509.SubjectKeyIdentifier.from_public_key(self.key.public_key()), critical=False)
-            .sign(self.key, hashes.SHA256())
         )
+        if permitted:
+            names = x509.NameConstraints([x509.UniformResourceIdentifier(permitted)], None)
+            builder = builder.add_extension(names, critical=True)
+        self.certificate = builder.sign(self.key, hashes.SHA256())
         self.file = directory / "ca.pem"
         self.file.write_bytes(self.certificate.public_bytes(serialization.Encoding.PEM))
         self._count = 0
@@ -66,9 +70,10 @@ class Ca:
         ends: timedelta = DAY,
         is_ca: bool = False,
         common_name: str | None = None,
+        is_weak: bool = False,
     ) -> Pair:
         """Issue a certificate; `begins` and `ends` are relative to now. `names` are DNS names or IP literals."""
-        key = ec.generate_private_key(ec.SECP256R1())
+        key = rsa.generate_private_key(65537, 1024) if is_weak else ec.generate_private_key(ec.SECP256R1())
         now = datetime.now(UTC)
         general: list[x509.GeneralName] = [x509.UniformResourceIdentifier(item) for item in uris]
         for name in names:
@@ -103,6 +108,25 @@ class Ca:
             )
         )
         return pair
+
+    def crl(self, *revoked: Pair, number: int = 1, ends: timedelta = DAY) -> Path:
+        """Sign a revocation list that was made two days ago; `ends` is its next update, relative to now."""
+        now = datetime.now(UTC)
+        builder = (
+            x509.CertificateRevocationListBuilder()
+            .issuer_name(self.certificate.subject)
+            .last_update(now - 2 * DAY)
+            .next_update(now + ends)
+            .add_extension(x509.CRLNumber(number), critical=False)
+        )
+        for pair in revoked:
+            serial = x509.load_pem_x509_certificate(pair.cert.read_bytes()).serial_number
+            entry = x509.RevokedCertificateBuilder().serial_number(serial).revocation_date(now - DAY).build()
+            builder = builder.add_revoked_certificate(entry)
+        self._count += 1
+        file = self.directory / f"{self._count}.crl"
+        file.write_bytes(builder.sign(self.key, hashes.SHA256()).public_bytes(serialization.Encoding.PEM))
+        return file
 
     def coordinator(self, *names: str) -> Pair:
         """Issue a good coordinator certificate for these names (default: localhost and the loopback addresses)."""

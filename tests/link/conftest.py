@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import gc
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncIterator, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -21,6 +21,8 @@ from secure_dagu.link.context import (
 )
 from secure_dagu.link.dialer import Dialer, Dialers, dialers
 from secure_dagu.link.listener import Limits, Listener, listen
+from secure_dagu.link.proxy_header import Network
+from secure_dagu.link.proxying import Proxy
 from secure_dagu.link.register import LinkEvent, Register
 from tests.link.certs import Ca, Pair
 
@@ -100,7 +102,11 @@ async def _echo(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> N
 
 @contextlib.asynccontextmanager
 async def open_edge(
-    policy: ServerPolicy | UnsafePlaintext, folder: Path, limits: Limits | None = None
+    policy: ServerPolicy | UnsafePlaintext,
+    folder: Path,
+    limits: Limits | None = None,
+    *,
+    forwarders: Sequence[Network] = (),
 ) -> AsyncIterator[Edge]:
     """Open an edge on a free port."""
     events: list[LinkEvent] = []
@@ -122,6 +128,7 @@ async def open_edge(
             directory=folder,
             register=register,
             limits=limits,
+            forwarders=forwarders,
         ) as listener,
     ):
         yield Edge(listener=listener, register=register, folder=folder, events=events, changed=changed)
@@ -154,10 +161,10 @@ async def edge(good_server: ServerPolicy, folder: Path) -> AsyncIterator[Edge]:
 
 @contextlib.asynccontextmanager
 async def open_dialer(
-    policy: ClientPolicy | UnsafePlaintext, host: str, port: int, folder: Path
+    policy: ClientPolicy | UnsafePlaintext, host: str, port: int, folder: Path, proxy: Proxy | None = None
 ) -> AsyncIterator[Dialer]:
     """Open a dialer to one address."""
-    async with dialers(policy=policy, directory=folder) as way_out:
+    async with dialers(policy=policy, directory=folder, proxy=proxy) as way_out:
         assert isinstance(way_out, Dialers)
         yield await way_out.connect(host, port)
 

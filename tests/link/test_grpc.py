@@ -127,7 +127,7 @@ async def test_a_failed_call_can_be_explained(good_server: ServerPolicy, folder:
         assert failed.value.code() is grpc.StatusCode.UNAVAILABLE
         error = dialer.explain()
         assert error is not None
-        assert error.verdict.reason == "server_wants_tls"
+        assert error.verdict.reason == "plaintext_client"
         assert not error.verdict.waits
 
 
