@@ -7,15 +7,16 @@ that has returned survives `kill -9` of this process. Times are Unix millisecond
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
 from typing import Protocol
 
+from msgspec import Struct
+
 from secure_dagu.dispatch.model import StateEntry, StateRef, StateSource
+from secure_dagu.dispatch.operating import RunFilter
 from secure_dagu.run.model import AttemptId, AttemptKey, DagRunRef
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class AttemptRow:
+class AttemptRow(Struct, frozen=True, kw_only=True):
     """One attempt without its status document."""
 
     key: AttemptKey
@@ -37,8 +38,7 @@ class AttemptRow:
     revision: int
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class TaskRow:
+class TaskRow(Struct, frozen=True, kw_only=True):
     """One task that is queued or leased; the row goes away with its end."""
 
     key: AttemptKey
@@ -56,8 +56,7 @@ class TaskRow:
     """The task as JSON; empty in listings of leased tasks, where only `task_body` reads it."""
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class NewAttempt:
+class NewAttempt(Struct, frozen=True, kw_only=True):
     """An attempt to remember, with its first document."""
 
     row: AttemptRow
@@ -66,12 +65,13 @@ class NewAttempt:
     """The task as JSON; empty when the attempt runs inside another task."""
     place: int = 0
     """Where the task stands in the queue."""
+    summary: str = ""
+    """The document as lists show it; empty: as it is."""
     supersedes: AttemptKey | None = None
     """The latest attempt as it was seen; None when the run is new. Another one now: Conflict."""
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Report:
+class Report(Struct, frozen=True, kw_only=True):
     """A new document of an attempt."""
 
     key: AttemptKey
@@ -87,10 +87,21 @@ class Report:
     finished_at: int
     ends_task: bool
     """Also remove the task of this attempt."""
+    summary: str = ""
+    """As `NewAttempt.summary`."""
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class BundleRow:
+class ListedRow(Struct, frozen=True, kw_only=True):
+    """A root run of a list."""
+
+    row: AttemptRow
+    """Its latest attempt."""
+    made_at: int
+    """When its first attempt was made: Unix milliseconds."""
+    summary: str
+
+
+class BundleRow(Struct, frozen=True, kw_only=True):
     """One stored workspace bundle."""
 
     digest: str
@@ -137,6 +148,17 @@ class Store(Protocol):
         """Return the latest attempts of root runs, newest run first."""
         ...
 
+    async def listed(self, wanted: RunFilter, *, limit: int, before: tuple[int, str] | None) -> Sequence[ListedRow]:
+        """Return root runs, newest first, as columns tell them apart.
+
+        Parts of names and labels are the caller's to judge. `before`: (made_at, `DAG/run id`) of the one before.
+        """
+        ...
+
+    async def count(self, *, since: int, until: int) -> Sequence[tuple[int, int]]:
+        """Return (status, how many) of root runs that were made in `since` ≤ t < `until`, Unix ms."""
+        ...
+
     async def add_attempt(self, new: NewAttempt) -> None:
         """Write run, attempt and task at once.
 
@@ -147,6 +169,14 @@ class Store(Protocol):
 
     async def lease(self, key: AttemptKey, *, revision: int, worker: str, token: str) -> None:
         """Write an acknowledgement.
+
+        Raises:
+            Conflict: the task has gone or has changed since `revision`.
+        """
+        ...
+
+    async def release(self, key: AttemptKey, *, revision: int) -> None:
+        """Write that a lease was taken back: the task is queued again.
 
         Raises:
             Conflict: the task has gone or has changed since `revision`.

@@ -13,9 +13,10 @@ import re
 import secrets
 import stat
 from collections.abc import Iterator
-from dataclasses import dataclass
 from hashlib import sha256
 from pathlib import Path
+
+from msgspec import Struct
 
 from secure_dagu.dispatch.model import ArtifactInfo, LogStream
 from secure_dagu.errors import InvalidRequest, NotFound
@@ -56,8 +57,7 @@ def log_name(step: str, stream: LogStream) -> str:
     return stem + _SUFFIX[stream]
 
 
-@dataclass(frozen=True, slots=True)
-class LogPlace:
+class LogPlace(Struct, frozen=True):
     """The log folder of one attempt, as path components."""
 
     root: DagRunRef

@@ -15,16 +15,18 @@ from hashlib import sha256
 from pathlib import Path
 from typing import Any, TypeVar
 
-from sqlalchemy import Engine, Table, bindparam, create_engine, event, func, inspect, select
+from sqlalchemy import Engine, Table, bindparam, create_engine, event, func, inspect, or_, select
 from sqlalchemy import delete as sql_delete
 from sqlalchemy import update as sql_update
 from sqlalchemy.exc import SQLAlchemyError
 
 from secure_dagu.dispatch.model import StateEntry, StateRef, StateSource
+from secure_dagu.dispatch.operating import RunFilter
 from secure_dagu.errors import Conflict, IntegrityViolation, Unavailable
 from secure_dagu.run.model import AttemptId, AttemptKey, DagRunRef
-from secure_dagu.store.api import AttemptRow, BundleRow, NewAttempt, Report, TaskRow
+from secure_dagu.store.api import AttemptRow, BundleRow, ListedRow, NewAttempt, Report, TaskRow
 from secure_dagu.store.driver import Row, Session, Statement
+from secure_dagu.store.narrowing import label_lines, label_patterns, part_pattern
 from secure_dagu.store.tables import SCHEMA, attempts, bundles, metadata, runs, state, tasks
 from secure_dagu.store.writer import Writer
 
@@ -42,6 +44,17 @@ _LATEST = select(*_ATTEMPT).join(runs, runs.c.latest == attempts.c.key)
 _ATTEMPT_AND_RUN = select(*_ATTEMPT).join(runs, runs.c.id == attempts.c.run)
 _OF_ROOT = (runs.c.root_dag == bindparam("root_dag"), runs.c.root_run_id == bindparam("root_run_id"))
 _ROOTS = _LATEST.where(runs.c.is_root.is_(True)).order_by(runs.c.id.desc()).limit(bindparam("limit"))
+_LISTED = (
+    select(*_ATTEMPT, runs.c.made_at, func.coalesce(func.nullif(runs.c.summary, ""), attempts.c.document))
+    .join(runs, runs.c.latest == attempts.c.key)
+    .where(runs.c.is_root.is_(True))
+)
+_IDENT = runs.c.dag + "/" + runs.c.run_id
+_COUNT = Statement(
+    select(runs.c.status, func.count())
+    .where(runs.c.is_root.is_(True), runs.c.made_at >= bindparam("since"), runs.c.made_at < bindparam("until"))
+    .group_by(runs.c.status)
+)
 _BUNDLE_BYTES = Statement(select(func.coalesce(func.sum(bundles.c.size_bytes), 0)))
 
 
@@ -89,7 +102,17 @@ _ADD_TASK = Statement(_insert(tasks))
 _MOVE_RUN = Statement(
     sql_update(runs)
     .where(runs.c.id == bindparam("id_"), runs.c.latest == bindparam("seen"))
-    .values(latest=bindparam("latest_"))
+    .values(
+        latest=bindparam("latest_"),
+        status=bindparam("status_"),
+        labels=bindparam("labels_"),
+        summary=bindparam("summary_"),
+    )
+)
+_SHOW = Statement(
+    sql_update(runs)
+    .where(runs.c.latest == bindparam("key_"), runs.c.is_root.is_(True))
+    .values(status=bindparam("status_"), summary=bindparam("summary_"))
 )
 _LEASE = Statement(
     sql_update(tasks)
@@ -188,6 +211,31 @@ class SqlStore:
             query = query.where(runs.c.run_id == run_id)
         return await self._many(Statement(query), {"limit": limit})
 
+    async def listed(self, wanted: RunFilter, *, limit: int, before: tuple[int, str] | None) -> Sequence[ListedRow]:
+        made, query = runs.c.made_at, _LISTED
+        if wanted.name:
+            query = query.where(runs.c.dag == wanted.name)
+        if wanted.statuses:
+            query = query.where(or_(*(runs.c.status == int(status) for status in sorted(wanted.statuses))))
+        if wanted.since is not None:
+            query = query.where(made >= int(wanted.since.timestamp() * 1000))
+        if wanted.until is not None:
+            query = query.where(made < int(wanted.until.timestamp() * 1000))
+        if before is not None:
+            query = query.where(made <= before[0], or_(made < before[0], before[1] > _IDENT))
+        for column, part in ((runs.c.dag, wanted.name_part), (runs.c.run_id, wanted.run_id_part)):
+            if (pattern := part_pattern(part)) is not None:
+                query = query.where(func.lower(column).like(pattern))
+        for pattern in label_patterns(wanted.labels):
+            query = query.where(runs.c.labels.like(pattern))
+        query = query.order_by(made.desc(), _IDENT.desc()).limit(limit)
+        rows = await self._read(lambda session: session.rows(Statement(query), {}))
+        return [ListedRow(row=_attempt(row[:-2]), made_at=row[-2], summary=str(row[-1])) for row in rows]
+
+    async def count(self, *, since: int, until: int) -> Sequence[tuple[int, int]]:
+        rows = await self._read(lambda session: session.rows(_COUNT, {"since": since, "until": until}))
+        return [(int(status), int(number)) for status, number in rows]
+
     async def add_attempt(self, new: NewAttempt) -> None:
         row = new.row
         run = {"root_dag": row.root.name, "root_run_id": row.root.run_id, "dag": row.run.name, "run_id": row.run.run_id}
@@ -207,13 +255,16 @@ class SqlStore:
             found = session.row(_FIND_RUN, run)
             if (found[1] if found else None) != new.supersedes:
                 raise _moved(row.run)
+            shown = {"status": row.status, "labels": label_lines(row.labels), "summary": new.summary}
             if found is None:
-                added = session.row(_ADD_RUN, run | {"is_root": row.run == row.root, "latest": row.key})
+                made = {"is_root": row.run == row.root, "latest": row.key, "made_at": row.created_at}
+                added = session.row(_ADD_RUN, run | made | shown)
                 assert added is not None, "an insert returns its row"
                 attempt["run"] = added[0]
             else:
                 attempt["run"] = found[0]
-                if session.run(_MOVE_RUN, {"id_": found[0], "seen": new.supersedes, "latest_": row.key}) != 1:
+                moved = {"id_": found[0], "seen": new.supersedes, "latest_": row.key}
+                if session.run(_MOVE_RUN, moved | {f"{name}_": value for name, value in shown.items()}) != 1:
                     raise _moved(row.run)
             session.run(_ADD_ATTEMPT, attempt)
             if new.body:
@@ -227,10 +278,14 @@ class SqlStore:
             raise
 
     async def lease(self, key: AttemptKey, *, revision: int, worker: str, token: str) -> None:
-        values = {"key_": key, "seen": revision, "leased_": True, "worker_": worker, "token_": token}
+        await self._hold(key, {"seen": revision, "leased_": True, "worker_": worker, "token_": token})
 
+    async def release(self, key: AttemptKey, *, revision: int) -> None:
+        await self._hold(key, {"seen": revision, "leased_": False, "worker_": "", "token_": ""})
+
+    async def _hold(self, key: AttemptKey, values: dict[str, object]) -> None:
         def write(session: Session) -> None:
-            if session.run(_LEASE, values) != 1:
+            if session.run(_LEASE, {"key_": key} | values) != 1:
                 raise Conflict("the task has moved on", fix="poll again")
 
         await self._writer.write(write)
@@ -245,6 +300,7 @@ class SqlStore:
         def write(session: Session) -> None:
             if session.run(_REPORT, values) != 1:
                 raise Conflict("the attempt has moved on", fix="read it again")
+            session.run(_SHOW, {"key_": report.key, "status_": report.status, "summary_": report.summary})
             if report.ends_task:
                 session.run(_END_TASK, {"key_": report.key})
 

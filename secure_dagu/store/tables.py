@@ -1,7 +1,8 @@
 """The tables. Portable: nothing here or in the queries is SQLite's own.
 
 `attempts.document` is only ever updated in place, so the store grows with runs and not with reports. `tasks` holds what
-is queued or leased and nothing else: a dispatch costs the same after 50,000 past runs.
+is queued or leased and nothing else: a dispatch costs the same after 50,000 past runs. `runs.status` and `runs.summary`
+repeat what the latest attempt of a root run says, without its nodes, so that a list reads no document.
 """
 
 from __future__ import annotations
@@ -21,7 +22,7 @@ from sqlalchemy import (
     UniqueConstraint,
 )
 
-SCHEMA = "0001"
+SCHEMA = "0003"
 """The migration that makes what stands below (a test compares both)."""
 
 metadata = MetaData()
@@ -39,10 +40,18 @@ runs = Table(
     Column("root_run_id", String(64), nullable=False),
     Column("is_root", Boolean(create_constraint=False), nullable=False),
     Column("latest", String(160), nullable=False),
+    Column("made_at", BigInteger, nullable=False, server_default="0"),
+    Column("status", Integer, nullable=False, server_default="0"),
+    Column("labels", Text, nullable=False, server_default=""),
+    Column("summary", Text, nullable=False, server_default=""),
     UniqueConstraint("root_dag", "root_run_id", "run_id", "dag", name="uq_runs_identity"),
     Index("ix_runs_name", "dag", "run_id"),
+    Index("ix_runs_latest", "latest"),
     Index("ix_runs_roots", "is_root", "id"),
     Index("ix_runs_roots_of_dag", "is_root", "dag", "id"),
+    Index("ix_runs_made", "is_root", "made_at", "status", "dag", "run_id"),
+    Index("ix_runs_made_of_dag", "is_root", "dag", "made_at"),
+    Index("ix_runs_made_of_status", "is_root", "status", "made_at"),
 )
 
 attempts = Table(
