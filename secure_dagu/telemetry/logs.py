@@ -23,6 +23,8 @@ if "structlog" not in sys.modules and "rich" not in sys.modules:
         del sys.modules["rich"]
 import structlog
 
+from secure_dagu.telemetry import lines
+
 MAX_TEXT = 2000
 """Characters of one field; a traceback may have ten times as many."""
 MAX_FIELDS = 40
@@ -39,7 +41,8 @@ _SECRET_TEXT = re.compile(
     r"|(?i:\bbearer\s+)[A-Za-z0-9._~+/=-]{8,}",
     re.DOTALL,
 )
-_CONTROL = re.compile(r"[\x00-\x1f\x7f-\x9f\u2028\u2029\u202a-\u202e\u2066-\u2069]")
+_LEVELS = {"debug": "DEBUG", "info": "INFO", "warning": "WARN"}
+_KEYS = {"run": "run-id", "attempt": "attempt-id", "worker": "worker-id"}
 
 Event = MutableMapping[str, Any]
 
@@ -53,7 +56,7 @@ def configure(*, json_lines: bool, debug: bool = False, stream: TextIO | None = 
             structlog.contextvars.merge_contextvars,
             structlog.stdlib.add_log_level,
             clean,
-            _as_json if json_lines else _Text(colour=out.isatty()),
+            _as_json if json_lines else _Text(for_people=out.isatty()),
         ],
         wrapper_class=structlog.make_filtering_bound_logger(number),
         logger_factory=structlog.WriteLoggerFactory(out),
@@ -66,12 +69,17 @@ def configure(*, json_lines: bool, debug: bool = False, stream: TextIO | None = 
 
 
 def clean(_logger: object, _method: str, event: Event) -> Event:
-    """Bound and redact one event; every value leaves as a short string, number, boolean, None, list or mapping."""
+    """Bound and redact one event; every value leaves as a short string, number, boolean, None, list or mapping.
+
+    Names are those that log collectors know from Dagu: `time`, `level`, `msg`, then keys in kebab-case.
+    """
     error = event.pop("exc_info", None)
-    fields: Event = {"time": datetime.now(UTC).strftime("%Y-%m-%dT%H:%M:%S.%fZ"), "level": event.pop("level", "info")}
-    fields["event"] = _text(str(event.pop("event", "")))
+    now = datetime.now(UTC).isoformat(timespec="milliseconds").replace("+00:00", "Z")
+    fields: Event = {"time": now, "level": _LEVELS.get(event.pop("level", "info"), "ERROR")}
+    fields["msg"] = _text(str(event.pop("event", "")))
     for key, value in list(event.items())[:MAX_FIELDS]:
-        fields[_text(key)[:64]] = MASK if _is_secret(key) else _value(value, 0)
+        name = _KEYS.get(key) or _text(key)[:64].replace("_", "-")
+        fields[name] = MASK if _is_secret(key) else _value(value, 0)
     if error:
         fields["exception"] = _text(_trace(error), limit=10 * MAX_TEXT)
     return fields
@@ -113,32 +121,26 @@ def _as_json(_logger: object, _method: str, event: Event) -> str:
 
 
 class _Text:
-    """Render one line for people: time, level, event, key=value; a traceback follows, indented."""
+    """Render one line: for collectors `time=… level=… msg=… key=value`, shorter and in colour on a terminal.
 
-    _COLOURS: Mapping[str, str] = {"debug": "\x1b[2m", "info": "", "warning": "\x1b[33m", "error": "\x1b[31m"}
+    A traceback follows, indented.
+    """
 
-    def __init__(self, *, colour: bool) -> None:
-        self._colour = colour
+    _COLOURS: Mapping[str, str] = {"DEBUG": "\x1b[2m", "INFO": "", "WARN": "\x1b[33m", "ERROR": "\x1b[31m"}
+
+    def __init__(self, *, for_people: bool) -> None:
+        self._for_people = for_people
 
     def __call__(self, _logger: object, _method: str, event: Event) -> str:
-        level = str(event.pop("level"))
-        when, name, trace = event.pop("time"), escape(str(event.pop("event"))), event.pop("exception", "")
-        fields = " ".join(f"{escape(key)}={_shown(value)}" for key, value in event.items())
-        line = f"{when[:23]}Z {level:<7} {name}{' ' + fields if fields else ''}"
-        if self._colour and (colour := self._COLOURS.get(level)):
-            line = f"{colour}{line}\x1b[0m"
-        return "\n".join((line, *(f"    {escape(row)}" for row in trace.splitlines())))
-
-
-def escape(text: str) -> str:
-    """Return `text` with control characters and direction marks as escapes: it stays on its line and has no colour."""
-    return _CONTROL.sub(lambda found: ascii(found.group())[1:-1], text)
-
-
-def _shown(value: Any) -> str:
-    text = value if isinstance(value, str) else json.dumps(value, ensure_ascii=False, default=str)
-    text = escape(text)
-    return json.dumps(text, ensure_ascii=False) if isinstance(value, str) and (not text or " " in text) else text
+        trace = event.pop("exception", "")
+        if self._for_people:
+            when, level, name = event.pop("time"), event.pop("level"), lines.escape(event.pop("msg"))
+            text = f"{when} {level:<5} {name} {lines.line(event)}".rstrip()
+            if colour := self._COLOURS[level]:
+                text = f"{colour}{text}\x1b[0m"
+        else:
+            text = lines.line(event)
+        return "\n".join((text, *(f"    {lines.escape(row)}" for row in trace.splitlines())))
 
 
 class _Libraries(logging.Handler):

@@ -8,9 +8,9 @@ scrape time through a callback, so that a heartbeat pays for one counter and no 
 
 from __future__ import annotations
 
-import re
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from datetime import UTC, datetime
+from hashlib import sha256
 
 from prometheus_client import CollectorRegistry as CollectorRegistry
 from prometheus_client import (
@@ -24,10 +24,18 @@ from prometheus_client import (
     disable_created_metrics,
 )
 from prometheus_client.exposition import choose_encoder
-from prometheus_client.metrics_core import GaugeMetricFamily, Metric
+from prometheus_client.metrics_core import Metric
 
-from secure_dagu.dispatch.model import Role, WorkerHealth, WorkerInfo
+from secure_dagu.dispatch.model import Role, WorkerId, WorkerInfo
+from secure_dagu.security.admission import DenyReason
+from secure_dagu.security.compliance import Result
+from secure_dagu.security.exceptions import Kind
 from secure_dagu.security.peer import Peer
+from secure_dagu.security.revocation import Revocation
+from secure_dagu.security.verdict import Reason, Side
+from secure_dagu.telemetry import live
+from secure_dagu.telemetry.labels import OTHER, bounded_label, connection_labels, method_label
+from secure_dagu.telemetry.live import MAX_WORKERS, Backlogged
 from secure_dagu.telemetry.rpc_series import RpcSeries
 
 disable_created_metrics()  # type: ignore[no-untyped-call]  # its stub has no annotations; halves the series
@@ -48,11 +56,17 @@ SECURITY_INFO = Info(
     registry=COMMON,
 )  # fmt: skip
 
+LAST_RELOAD_SUCCESS = Gauge(
+    "secure_dagu_config_last_reload_success", "1 when the last reload of certificate files went well.", registry=COMMON
+)
+LAST_RELOAD_AT = Gauge(
+    "secure_dagu_config_last_reload_timestamp_seconds", "When certificate files were last taken over.", registry=COMMON
+)
+
 # -- C.2 transport -----------------------------------------------------------------------------------------------------
 
-_CONNECTION = ("tls", "tls_version", "peer_class")
 PEER_CONNECTIONS_OPENED = Counter(
-    "secure_dagu_peer_connections_opened_total", "Peer connections ever opened.", _CONNECTION, registry=COORDINATOR
+    "secure_dagu_peer_connections_opened_total", "Peer connections ever opened.", live.CONNECTION, registry=COORDINATOR
 )
 HANDSHAKE_FAILURES = Counter(
     "secure_dagu_tls_handshake_failures_total", "Handshakes that did not become a connection.", ("side", "reason"),
@@ -62,6 +76,13 @@ AUTHZ_FAILURES = Counter(
     "secure_dagu_peer_authz_failures_total", "Calls over a good connection that were refused.",
     ("reason", "grpc_method"), registry=COORDINATOR,
 )  # fmt: skip
+WOULD_DENY = Counter(
+    "secure_dagu_peer_would_deny_total", "Calls that a rule in dry run would have refused.", ("reason", "grpc_method"),
+    registry=COORDINATOR,
+)  # fmt: skip
+REVOKED_PEER_ATTEMPTS = Counter(
+    "secure_dagu_revoked_peer_attempts_total", "Handshakes and calls with a revoked certificate.", registry=COORDINATOR
+)
 CONNECT_ATTEMPTS = Counter(
     "secure_dagu_client_connect_attempts_total", "Attempts to connect to a coordinator.", ("result",), registry=WORKER
 )
@@ -69,14 +90,23 @@ CLIENT_CONNECTED = Gauge(
     "secure_dagu_client_connected", "1 while a connection to the coordinator stands.", ("coordinator",), registry=WORKER
 )
 
-GROUPS = ("X25519", "X25519MLKEM768", "P-256", "P-384")
-"""Key exchange groups with a series of their own; `key_exchange_group` puts the rest under `other`."""
-HANDSHAKE_REASONS = (
-    "no_client_cert", "untrusted_ca", "cert_expired", "cert_not_yet_valid", "cert_revoked", "plaintext_client",
-    "protocol_version", "no_shared_cipher", "other",
+COMMON_REASONS = (
+    Reason.NO_CLIENT_CERT, Reason.UNTRUSTED_CA, Reason.CERT_EXPIRED, Reason.CERT_NOT_YET_VALID, Reason.CERT_REVOKED,
+    Reason.PLAINTEXT_CLIENT, Reason.PROTOCOL_VERSION, Reason.NO_SHARED_CIPHER, Reason.OTHER,
 )  # fmt: skip
-AUTHZ_REASONS = ("worker_id_mismatch", "role_not_allowed", "cert_revoked", "unknown_identity", "not_owner")
+"""Reasons that are shown from the start; the others of the closed list appear when they occur."""
 CONNECT_RESULTS = ("ok", "refused", "dns", "tls", "timeout", "other")
+
+SECURITY_EXCEPTIONS = Gauge(
+    "secure_dagu_security_exceptions", "Exceptions in force in this process, by what they weaken.", ("kind",),
+    registry=COMMON,
+)  # fmt: skip
+SECURITY_EXCEPTION_EXPIRY = Gauge(
+    "secure_dagu_security_exception_expiry_timestamp_seconds", "When an exception in force ends.", ("kind",),
+    registry=COMMON,
+)  # fmt: skip
+for _kind in Kind:
+    SECURITY_EXCEPTIONS.labels(_kind.value)
 
 # -- C.3 calls ---------------------------------------------------------------------------------------------------------
 
@@ -99,10 +129,38 @@ CERTIFICATE_NOT_BEFORE = Gauge(
 CERTIFICATE_INFO = Info(
     "secure_dagu_certificate", "The loaded certificate: serial_hash, key_type.", _SLOT, registry=COMMON
 )
-PEER_CERTIFICATE_NOT_AFTER = Gauge(
-    "secure_dagu_peer_certificate_not_after_timestamp_seconds", "End of the certificate of a live worker.",
-    ("worker_id",), registry=COORDINATOR,
+CERTIFICATE_FILE_NOT_AFTER = Gauge(
+    "secure_dagu_certificate_file_not_after_timestamp_seconds",
+    "End of the certificate on disk; differs from the loaded one while a reload is due or has failed.",
+    _SLOT, registry=COMMON,
 )  # fmt: skip
+CERTIFICATE_RELOADS = Counter(
+    "secure_dagu_certificate_reloads_total", "Changed files that were taken over (ok) or kept out (error).",
+    ("result",), registry=COMMON,
+)  # fmt: skip
+CRL_NEXT_UPDATE = Gauge(
+    "secure_dagu_crl_next_update_timestamp_seconds", "When the first revocation list in use must have been replaced.",
+    registry=COMMON,
+)  # fmt: skip
+CRL_THIS_UPDATE = Gauge(
+    "secure_dagu_crl_this_update_timestamp_seconds", "When the oldest revocation list in use was signed.",
+    registry=COMMON,
+)  # fmt: skip
+CRL_NUMBER = Gauge("secure_dagu_crl_number", "Highest CRLNumber in use.", registry=COMMON)
+CRL_ENTRIES = Gauge("secure_dagu_crl_entries", "Certificates on the revocation lists in use.", registry=COMMON)
+CRL_STALE = Gauge("secure_dagu_crl_stale", "1 while a revocation list is past its next update.", registry=COMMON)
+PKI_ISSUED = Counter(
+    "secure_dagu_pki_certificates_issued_total", "Certificates signed by this process.", ("role",), registry=COORDINATOR
+)
+PKI_REVOKED = Counter(
+    "secure_dagu_pki_certificates_revoked_total", "Certificates that newly loaded revocation lists name.", ("reason",),
+    registry=COORDINATOR,
+)  # fmt: skip
+UNKNOWN_CERTIFICATES = Counter(
+    "secure_dagu_pki_unknown_certificates_total",
+    "Links opened with a certificate that our CA signed and its ledger does not know: the CA's key may be stolen.",
+    registry=COORDINATOR,
+)
 
 # -- C.5 workers (the gauges come from `show_workers`) -----------------------------------------------------------------
 
@@ -183,8 +241,37 @@ LABEL_OVERFLOW = Counter(
     registry=COMMON,
 )  # fmt: skip
 
+# -- C.8 audit ---------------------------------------------------------------------------------------------------------
+
+AUDIT_EVENTS = Counter(
+    "secure_dagu_audit_events_total", "Audit records on disk.", ("category", "result"), registry=COORDINATOR
+)
+AUDIT_WRITE_FAILURES = Counter(
+    "secure_dagu_audit_write_failures_total", "Batches of audit records that the disk refused; must stay 0.",
+    registry=COORDINATOR,
+)  # fmt: skip
+AUDIT_CHAIN_LENGTH = Gauge("secure_dagu_audit_chain_length", "Records in the audit log's chain.", registry=COORDINATOR)
+AUDIT_CHAIN_VALID = Gauge(
+    "secure_dagu_audit_chain_valid", "1 when the last verification of the audit log found it whole.",
+    registry=COORDINATOR,
+)  # fmt: skip
+AUDIT_VERIFIED_AT = Gauge(
+    "secure_dagu_audit_chain_last_verified_timestamp_seconds", "When the audit log was last verified.",
+    registry=COORDINATOR,
+)  # fmt: skip
+CONTROL_STATUS = Gauge(
+    "secure_dagu_compliance_control_status", "1 when a control of the compliance report passes, 0 when it fails.",
+    ("control",), registry=COMMON,
+)  # fmt: skip
+AUDIT_CATEGORIES = (
+    "enrolment", "certificate", "ca", "crl", "link", "call", "task", "run", "secret", "state", "bundle", "definition",
+    "workers", "transport", "policy", "exception", "audit", "process", "login", "account", "dag", "queue",
+)  # fmt: skip
+
 for _counter, *_values in (
-    (HANDSHAKE_FAILURES, ("server", "client"), HANDSHAKE_REASONS),
+    (HANDSHAKE_FAILURES, tuple(Side), COMMON_REASONS),
+    (CERTIFICATE_RELOADS, ("ok", "error")),
+    (PKI_ISSUED, tuple(role.value for role in Role if role is not Role.ANONYMOUS)),
     (CONNECT_ATTEMPTS, CONNECT_RESULTS),
     (WORKERS_LOST, LOST_REASONS),
     (TASKS_DISPATCHED, DISPATCH_RESULTS, ("start", "retry")),
@@ -199,52 +286,104 @@ for _counter, *_values in (
     (ARTIFACT_FILES, ("ok", "rejected", "error")),
     (BUNDLE_BYTES, ("in", "out")),
     (SECRET_RESOLUTIONS, ("ok", "denied", "not_found", "error")),
+    (AUDIT_EVENTS, AUDIT_CATEGORIES, ("succeeded", "denied", "failed")),
 ):
     for _first in _values[0]:
         for _rest in _values[1] if len(_values) > 1 else (None,):
             _counter.labels(_first, *(() if _rest is None else (_rest,)))
 
-for _moment in (ZOMBIE_SWEEP_AT, LAST_POLL_AT):
+for _moment in (
+    ZOMBIE_SWEEP_AT, LAST_POLL_AT, LAST_RELOAD_SUCCESS, LAST_RELOAD_AT, CRL_NEXT_UPDATE, CRL_THIS_UPDATE, CRL_NUMBER,
+    CRL_ENTRIES, CRL_STALE, AUDIT_CHAIN_VALID, AUDIT_VERIFIED_AT,
+):  # fmt: skip
     _moment.set(float("nan"))  # not reached: compares with nothing, so no alert takes 1970 for a moment
 
-# -- labels ------------------------------------------------------------------------------------------------------------
-
-MAX_LABEL = 64
-MAX_WORKERS = 1000
-"""Distinct worker ids with series of their own; later ones count under `_other`."""
-OTHER = "_other"
-_UNSAFE = re.compile(r"[^A-Za-z0-9._@:-]")
-_PEER_CLASS = {Role.WORKER: "worker", Role.DISPATCHER: "server", Role.COORDINATOR: "server", Role.ADMIN: "cli"}
-
-
-def bounded_label(text: str) -> str:
-    """Return peer-supplied text as a label value: 64 characters of `[A-Za-z0-9._@:-]`, others as `_`."""
-    return _UNSAFE.sub("_", text[:MAX_LABEL])
+# -- what happened -----------------------------------------------------------------------------------------------------
 
 
 def connection_opened(peer: Peer) -> None:
     """Count a connection that has passed the edge."""
     role = peer.identity.role if peer.identity else None
-    PEER_CONNECTIONS_OPENED.labels(*_connection(role, peer.tls_version)).inc()
-    if peer.identity is not None and role is Role.WORKER and peer.not_after is not None:
-        PEER_CERTIFICATE_NOT_AFTER.labels(bounded_label(peer.identity.name)).set(peer.not_after.timestamp())
+    PEER_CONNECTIONS_OPENED.labels(*connection_labels(role, peer.tls_version)).inc()
 
 
-def _connection(role: Role | None, tls_version: str) -> tuple[str, str, str]:
-    """Return the labels of a connection: tls, tls_version, peer_class."""
-    tls = "plaintext" if tls_version == "none" else "tls" if role in (None, Role.ANONYMOUS) else "mtls"
-    return tls, tls_version, peer_class(role)
+def handshake_failed(side: Side, reason: Reason) -> None:
+    """Count a handshake that did not become a connection."""
+    HANDSHAKE_FAILURES.labels(side.value, reason.value).inc()
+    if side is Side.SERVER and reason is Reason.CERT_REVOKED:
+        REVOKED_PEER_ATTEMPTS.inc()
 
 
-def peer_class(role: Role | None) -> str:
-    """Return the `peer_class` label of a role; `unknown` for an unproven peer and for a scraper."""
-    return "unknown" if role is None else _PEER_CLASS.get(role, "unknown")
+def call_denied(reason: DenyReason | str, method: str) -> None:
+    """Count a call that the wall refused; `method` as the caller spelled it, which may be anything."""
+    AUTHZ_FAILURES.labels(str(reason), method_label(method)).inc()
+    if reason == DenyReason.CERT_REVOKED:
+        REVOKED_PEER_ATTEMPTS.inc()
 
 
-def key_exchange_group(name: str) -> str:
-    """Return the `group` label of a negotiated group, whatever the TLS library calls it."""
-    known = {"prime256v1": "P-256", "secp256r1": "P-256", "secp384r1": "P-384"}.get(name, name)
-    return known if known in GROUPS else next((item for item in GROUPS if item.lower() == known.lower()), "other")
+def call_would_be_denied(reason: DenyReason | str, method: str) -> None:
+    """Count a call that goes on only because the rule against it is in dry run."""
+    WOULD_DENY.labels(str(reason), method_label(method)).inc()
+
+
+def certificate_loaded(
+    role: str, source: str, *, serial: int, not_before: datetime, not_after: datetime, key_type: str
+) -> None:
+    """Show the certificate of a slot that this process uses from now on.
+
+    Args:
+        role: `server`, `client`, `ca` or `https`.
+        source: the setting that names its file, such as `peer.cert_file`.
+    """
+    CERTIFICATE_NOT_AFTER.labels(role, source).set(not_after.timestamp())
+    CERTIFICATE_NOT_BEFORE.labels(role, source).set(not_before.timestamp())
+    CERTIFICATE_FILE_NOT_AFTER.labels(role, source).set(not_after.timestamp())
+    _certificates_loaded[role, source] = not_before, not_after
+    serial_hash = sha256(f"{serial:x}".encode()).hexdigest()[:8]
+    CERTIFICATE_INFO.labels(role, source).info({"serial_hash": serial_hash, "key_type": key_type})
+
+
+def loaded_certificates() -> Mapping[tuple[str, str], tuple[datetime, datetime]]:
+    """Return begin and end of the certificates that this process has loaded, by role and source."""
+    return dict(_certificates_loaded)
+
+
+_certificates_loaded: dict[tuple[str, str], tuple[datetime, datetime]] = {}
+
+
+def certificate_on_file(role: str, source: str, not_after: datetime) -> None:
+    """Show the certificate that lies in a slot's file, whether it could be taken over or not."""
+    CERTIFICATE_FILE_NOT_AFTER.labels(role, source).set(not_after.timestamp())
+
+
+def reloaded(*, ok: bool) -> None:
+    """Count that changed files were taken over, or that the last good ones were kept."""
+    CERTIFICATE_RELOADS.labels("ok" if ok else "error").inc()
+    LAST_RELOAD_SUCCESS.set(ok)
+    if ok:
+        LAST_RELOAD_AT.set_to_current_time()
+
+
+def revocation_loaded(found: Revocation | None) -> None:
+    """Show the revocation lists that are in force from now on; None: revocation is not checked."""
+    nan = float("nan")
+    CRL_NEXT_UPDATE.set(found.next_update.timestamp() if found else nan)
+    CRL_THIS_UPDATE.set(found.this_update.timestamp() if found else nan)
+    CRL_NUMBER.set(found.number if found else nan)
+    CRL_ENTRIES.set(found.entries if found else nan)
+    CRL_STALE.set_function(lambda: float(found.stale(datetime.now(UTC))) if found else nan)
+
+
+def controls_judged(results: Iterable[Result]) -> None:
+    """Show how the controls stand."""
+    for result in results:
+        CONTROL_STATUS.labels(result.control.value).set(result.passed)
+
+
+def audit_verified(*, ok: bool) -> None:
+    """Show the outcome of a verification of the audit log."""
+    AUDIT_CHAIN_VALID.set(ok)
+    AUDIT_VERIFIED_AT.set_to_current_time()
 
 
 _heartbeat_series: dict[str, Counter] = {}
@@ -264,121 +403,62 @@ def heartbeat_received(worker_id: str) -> None:
 
 def forget_worker(worker_id: str) -> None:
     """Drop the series of a worker that is gone for good (10 minutes after its last heartbeat at the latest)."""
-    label = bounded_label(worker_id)
     if _heartbeat_series.pop(worker_id, None) is not None:
-        _HEARTBEATS.remove(label)
-    PEER_CERTIFICATE_NOT_AFTER.remove_by_labels({"worker_id": bounded_label(worker_id.partition("@")[0])})
+        _HEARTBEATS.remove(bounded_label(worker_id))
 
 
-class _Workers:
-    """What a scrape says about workers, made from the coordinator's list at that moment."""
+# -- what a scrape reads -----------------------------------------------------------------------------------------------
 
-    def __init__(self, workers: Callable[[], Iterable[WorkerInfo]]) -> None:
-        self.workers = workers
-
-    def collect(self) -> Iterator[Metric]:
-        def gauge(name: str, text: str, *labels: str) -> GaugeMetricFamily:
-            return GaugeMetricFamily(name, text, labels=labels)
-
-        counts = gauge("secure_dagu_workers", "Workers by health.", "state")
-        registered = GaugeMetricFamily("dagu_workers_registered", "Workers known, unhealthy ones included.")
-        seen = gauge("dagu_worker_heartbeat_timestamp_seconds", "Time of the last heartbeat.", "worker_id")
-        health = gauge("dagu_worker_health_status", "1 for the present health.", "worker_id", "status")
-        slots = gauge("secure_dagu_worker_slots", "Slots of a worker.", "worker_id", "state")
-        pollers = gauge("dagu_worker_pollers", "Slots of a worker.", "worker_id", "state")
-        tasks = gauge("dagu_worker_running_tasks", "Tasks that a worker runs.", "worker_id")
-        oldest = gauge(
-            "dagu_worker_oldest_running_task_age_seconds", "Age of the oldest running task, 0 if none.", "worker_id"
-        )
-        info = gauge("dagu_worker_info", "One series for each label of a worker.", "worker_id", *LABEL_OF_WORKER)
-        now = datetime.now(UTC).timestamp()
-        states = dict.fromkeys(("healthy", "warning", "unhealthy", "draining", "quarantined"), 0)
-        total = 0
-        shown: set[str] = set()
-        for worker in self.workers():
-            total += 1
-            state = worker.health.name.lower() if worker.health is not WorkerHealth.UNSPECIFIED else "unhealthy"
-            states[state] += 1
-            name, stats = bounded_label(worker.worker), worker.stats
-            if total > MAX_WORKERS or name in shown:  # two ids may become one label; a scrape may not show it twice
-                continue
-            shown.add(name)
-            idle = max(stats.total_pollers - stats.busy_pollers, 0)
-            seen.add_metric([name], worker.last_heartbeat_at.timestamp())
-            for status in ("healthy", "warning", "unhealthy"):
-                health.add_metric([name, status], float(status == state))
-            for family in (slots, pollers):
-                family.add_metric([name, "busy"], stats.busy_pollers)
-                family.add_metric([name, "idle"], idle)
-            pollers.add_metric([name, "total"], stats.total_pollers)
-            tasks.add_metric([name], len(stats.running))
-            first = min((task.started_at.timestamp() for task in stats.running), default=now)
-            oldest.add_metric([name], max(now - first, 0.0))
-            few = list(worker.labels.items())[:MAX_WORKER_LABELS]
-            for key, value in {bounded_label(key): bounded_label(value) for key, value in few}.items():
-                info.add_metric([name, key, value], 1)
-        for state, count in states.items():
-            counts.add_metric([state], count)
-        registered.add_metric([], total)
-        yield from (counts, registered, seen, health, slots, pollers, tasks, oldest, info)
+_workers = live.Workers(lambda: ())
+_connections = live.Connections(dict)
+_certificates = live.PeerCertificates(lambda: ())
+_backlog = live.WaitingTasks(lambda: ())
+for _of_coordinator in (_workers, _connections, _certificates, _backlog):
+    COORDINATOR.register(_of_coordinator)
 
 
-LABEL_OF_WORKER = ("label_name", "label_value")
-MAX_WORKER_LABELS = 16
-_workers = _Workers(lambda: ())
-COORDINATOR.register(_workers)
+def show_workers(
+    workers: Callable[[], Iterable[WorkerInfo]],
+    *,
+    is_draining: Callable[[WorkerId], bool] = lambda _worker: False,
+    quarantined: Callable[[], int] = lambda: 0,
+) -> None:
+    """Fill the worker gauges, called at each scrape; all three must answer from memory.
+
+    Args:
+        workers: who is there.
+        is_draining: whether one of them is given no new task.
+        quarantined: how many more are refused for what they claim.
+    """
+    _workers.workers, _workers.is_draining, _workers.quarantined = workers, is_draining, quarantined
 
 
-def show_workers(workers: Callable[[], Iterable[WorkerInfo]]) -> None:
-    """Fill the worker gauges from `workers`, called at each scrape; it must answer from memory."""
-    _workers.workers = workers
+def show_backlog(waiting: Callable[[], Iterable[Backlogged]]) -> None:
+    """Fill the gauges of what waits, called at each scrape. Answers from memory."""
+    _backlog.waiting = waiting
 
 
-class _Connections:
-    """What a scrape says about live connections, counted at that moment."""
-
-    def __init__(self, counts: Callable[[], Mapping[tuple[Role, str, str], int]]) -> None:
-        self.counts = counts
-
-    def collect(self) -> Iterator[Metric]:
-        by_peer: dict[tuple[str, str, str], int] = {}
-        by_group = dict.fromkeys((*GROUPS, "other"), 0)
-        for (role, tls_version, group), count in self.counts().items():
-            labels = _connection(role, tls_version)
-            by_peer[labels] = by_peer.get(labels, 0) + count
-            if tls_version != "none":
-                by_group[key_exchange_group(group)] += count
-        peers = GaugeMetricFamily("secure_dagu_peer_connections", "Open peer connections.", labels=_CONNECTION)
-        groups = GaugeMetricFamily(
-            "secure_dagu_peer_key_exchange_connections",
-            "Open TLS connections by key exchange group.",
-            labels=("group",),
-        )
-        for labels, count in by_peer.items():
-            peers.add_metric(labels, count)
-        for group, count in by_group.items():
-            groups.add_metric((group,), count)
-        yield from (peers, groups)
-
-
-_connections = _Connections(dict)
-COORDINATOR.register(_connections)
-
-
-def show_connections(counts: Callable[[], Mapping[tuple[Role, str, str], int]]) -> None:
-    """Fill the connection gauges from `counts` (role, TLS version, group), called at each scrape."""
+def show_connections(
+    counts: Callable[[], Mapping[tuple[Role, str, str], int]], peers: Callable[[], Iterable[Peer]] = lambda: ()
+) -> None:
+    """Fill the connection gauges from `counts` (role, TLS version, group) and `peers`, both called at each scrape."""
     _connections.counts = counts
+    _certificates.peers = peers
 
 
 class _Together:
-    """Several registries as one."""
+    """Several registries as one; what is in two of them is shown once."""
 
     def __init__(self, registries: Sequence[CollectorRegistry]) -> None:
         self._registries = registries
 
     def collect(self) -> Iterator[Metric]:
+        shown: set[str] = set()
         for registry in self._registries:
-            yield from registry.collect()
+            for family in registry.collect():
+                if family.name not in shown:
+                    shown.add(family.name)
+                    yield family
 
 
 def exposition(accept: str, *registries: CollectorRegistry) -> tuple[bytes, str]:

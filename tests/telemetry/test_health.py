@@ -11,19 +11,24 @@ from typing import Any
 
 import pytest
 
-from secure_dagu.errors import ConfigError
+from secure_dagu.errors import ConfigError, Unavailable
 from secure_dagu.telemetry import health, metrics
 
 FACTS: dict[str, Any] = {"status": "healthy", "peer": "mtls"}
 
 
 @asynccontextmanager
-async def port(**changes: Any) -> AsyncIterator[health.HealthPort]:
-    given: dict[str, Any] = {
-        "host": "127.0.0.1", "port": 0, "key": "coordinator.health_port", "facts": lambda: FACTS,
-        "exposition": lambda accept: metrics.exposition(accept, metrics.COMMON), **changes,
+async def port(
+    *, port: int = 0, timeout_s: float = health.TIMEOUT_S, **changes: Any
+) -> AsyncIterator[health.HealthPort]:
+    site: dict[str, Any] = {
+        "facts": lambda: FACTS, "exposition": lambda accept: metrics.exposition(accept, metrics.COMMON),
+        "guard": health.anybody, **changes,
     }  # fmt: skip
-    async with asyncio.timeout(20), health.serve(**given) as opened:
+    serving = health.serve(
+        health.Site(**site), host="127.0.0.1", port=port, key="coordinator.health_port", timeout_s=timeout_s
+    )
+    async with asyncio.timeout(20), serving as opened:
         yield opened
 
 
@@ -54,18 +59,23 @@ def body(answer: bytes) -> bytes:
 
 async def test_health_tells_the_facts() -> None:
     async with port() as at:
-        answer = await say(at, get("/health"))
+        answer = await say(at, get("/health?probe=1"))
     assert answer.startswith(b"HTTP/1.1 200 ")
     assert b"cache-control: no-store" in answer
-    assert json.loads(body(answer)) == FACTS
+    assert json.loads(body(answer)) == {**FACTS, "ready": True}
 
 
-async def test_insecure_peer_mode_is_said_and_unhealthy_is_503() -> None:
-    facts = {"status": "draining", "peer": "insecure"}
-    async with port(facts=lambda: facts) as at:
-        answer = await say(at, get("/health?probe=1"))
-    assert answer.startswith(b"HTTP/1.1 503 ")
-    assert json.loads(body(answer))["peer"] == "insecure"
+async def test_who_cannot_work_is_alive_but_not_ready_and_says_why() -> None:
+    """Or an orchestrator would restart every worker, and end its runs, when the coordinator is away."""
+    away = Unavailable("cannot reach the coordinator", why="nothing listens on that port", fix="start it")
+    async with port(objections=lambda: [away]) as at:
+        alive, ready = await say(at, get("/health")), await say(at, get("/ready"))
+    assert alive.startswith(b"HTTP/1.1 200 ")
+    assert json.loads(body(alive))["ready"] is False
+    assert ready.startswith(b"HTTP/1.1 503 ")
+    assert json.loads(body(ready)) == {"ready": False, "because": [away.as_dict()]}
+    async with port() as at:
+        assert (await say(at, get("/ready"))).startswith(b"HTTP/1.1 200 ")
 
 
 async def test_metrics_are_negotiated_by_accept() -> None:
@@ -78,9 +88,9 @@ async def test_metrics_are_negotiated_by_accept() -> None:
 
 
 async def test_private_metrics_stay_shut_or_ask_for_a_token() -> None:
-    async with port(exposition=None) as at:
+    async with port(guard=health.nobody) as at:
         assert (await say(at, get("/metrics"))).startswith(b"HTTP/1.1 403 ")
-    async with port(token="canary") as at:
+    async with port(guard=health.bearer(b"canary")) as at:
         assert (await say(at, get("/metrics"))).startswith(b"HTTP/1.1 401 ")
         assert (await say(at, get("/metrics", "Authorization: Bearer no"))).startswith(b"HTTP/1.1 401 ")
         assert (await say(at, get("/metrics", "Authorization: bearer canary"))).startswith(b"HTTP/1.1 200 ")

@@ -5,6 +5,9 @@ from __future__ import annotations
 import io
 import json
 import logging
+import os
+import pty
+import re
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -13,7 +16,7 @@ from typing import Any
 import pytest
 import structlog
 
-from secure_dagu.telemetry import logs
+from secure_dagu.telemetry import lines, logs
 
 EVIL = 'x\n{"level":"audit"}\x1b[31m\u202e\u2028'
 
@@ -40,15 +43,37 @@ def test_an_event_is_one_json_line_with_its_fields() -> None:
     line = json.loads(out.getvalue())
     assert line.pop("time").endswith("Z")
     assert line == {
-        "level": "info", "event": "task.claimed", "task": "mydag/r1", "waited_s": 0.5, "keys": ["a", "b"],
+        "level": "INFO", "msg": "task.claimed", "task": "mydag/r1", "waited-s": 0.5, "keys": ["a", "b"],
         "more": {"n": 1},
     }  # fmt: skip
 
 
-def test_an_event_is_readable_as_text() -> None:
+def test_an_event_as_text_is_what_collectors_know_from_dagu() -> None:
     log, out = logged(json_lines=False)
-    log.warning("link.refused", reason="cert_expired", why="it ended yesterday")
-    assert out.getvalue()[24:] == ' warning link.refused reason=cert_expired why="it ended yesterday"\n'
+    log.warning("link.refused", reason="cert_expired", why="it ended yesterday", run="r", worker="w", attempt="a", n=1)
+    line = re.fullmatch(r"time=\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d\.\d{3}Z (.*)\n", out.getvalue())
+    assert line is not None
+    told = (
+        'level=WARN msg=link.refused reason=cert_expired why="it ended yesterday" run-id=r worker-id=w attempt-id=a n=1'
+    )
+    assert line[1] == told
+
+
+def test_a_person_at_a_terminal_sees_a_shorter_line_in_colour() -> None:
+    ours, theirs = pty.openpty()
+    with open(theirs, "w") as terminal:
+        logs.configure(json_lines=False, stream=terminal)
+        structlog.get_logger().warning("link.refused", timeout_s=3)
+    text = os.read(ours, 1000).decode()
+    os.close(ours)
+    assert text[5:].partition(" ")[2] == "WARN  link.refused timeout-s=3\x1b[0m\r\n"
+    assert text.startswith("\x1b[33m")
+
+
+@pytest.mark.parametrize("value", ["", "two words", 'a"b', "a=b", "tab\t", "line\n", "\\", ["x"], {"k": 1}])
+def test_what_is_no_plain_word_is_quoted_as_in_json(value: Any) -> None:
+    text = lines.line({"key": value, "n": 1}).removeprefix("key=").removesuffix(" n=1")
+    assert json.loads(text) == (value if isinstance(value, str) else json.dumps(value))
 
 
 @pytest.mark.parametrize("json_lines", [True, False])
@@ -60,7 +85,7 @@ def test_injected_lines_colours_and_direction_marks_stay_inside_their_field(json
     assert text.count("\n") == 1
     assert not set(text[:-1]) & set("\x1b\u202e\u2028\r")
     if json_lines:
-        assert json.loads(text)["level"] == "info"
+        assert json.loads(text)["level"] == "INFO"
 
 
 def test_secrets_are_masked_by_name_and_by_shape() -> None:
@@ -71,7 +96,7 @@ def test_secrets_are_masked_by_name_and_by_shape() -> None:
         attempt_key="9cb1:abc",
     )  # fmt: skip
     assert "canary" not in out.getvalue()
-    assert json.loads(out.getvalue())["attempt_key"] == "9cb1:abc"
+    assert json.loads(out.getvalue())["attempt-key"] == "9cb1:abc"
 
 
 def test_long_values_many_fields_and_deep_ones_are_cut() -> None:
@@ -102,7 +127,7 @@ def test_debug_lines_appear_only_when_asked_for() -> None:
     assert out.getvalue() == ""
     log, out = logged(json_lines=True, debug=True)
     log.debug("x")
-    assert "debug" in out.getvalue()
+    assert '"DEBUG"' in out.getvalue()
 
 
 def test_what_libraries_say_has_the_same_shape() -> None:
@@ -110,7 +135,7 @@ def test_what_libraries_say_has_the_same_shape() -> None:
     logging.getLogger("grpc").error("odd %s", "thing")
     logging.getLogger("grpc").info("chatter")
     line = json.loads(out.getvalue())
-    assert (line["event"], line["library"], line["message"]) == ("library.said", "grpc", "odd thing")
+    assert (line["msg"], line["library"], line["message"]) == ("library.said", "grpc", "odd thing")
 
 
 def test_logging_first_keeps_rich_out_of_the_process() -> None:
