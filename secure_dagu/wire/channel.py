@@ -10,14 +10,32 @@ from typing import Any
 import grpc
 import grpc.aio
 
-from secure_dagu.errors import ConfigError, SecureDaguError, Unavailable
+from secure_dagu.dispatch.model import Owner
+from secure_dagu.errors import SecureDaguError, Unavailable
+from secure_dagu.security.verdict import Reason, Side, Verdict
+from secure_dagu.security.verdict import error_of as link_error
 from secure_dagu.wire import status
-from secure_dagu.wire.fields import MAX_MESSAGE
+from secure_dagu.wire.fields import ADVERTISE_KEY, MAX_MESSAGE
 from secure_dagu.wire.interceptors import Recorder, Series
 from secure_dagu.wire.link import Connect, Link
 
+ANSWER_S = 1.5
+"""How long an address may take to say that it serves, where there is another one to ask."""
+FRESH_S = 1.0
+"""Who answered so recently need not be asked whether it is there."""
+SUSPECT_S = 10.0
+"""How long an address that did not answer is asked last."""
 CONNECT_S = 3.0
 """How long an address may take to answer before the next one is asked."""
+RENEW_S = 10.0
+"""How long a fresh connection may take before the old one is kept."""
+DRAIN_S = 300.0
+"""How long calls may end on the old connection after a renewal."""
+HEALTH_CHECK = "/grpc.health.v1.Health/Check"
+SERVING = b"\x08\x01"
+"""The answer of a coordinator that takes calls."""
+OWN_FAILURE = "Internal error from Core"
+"""What gRPC says when a call of ours is written to while its connection goes away: nobody answered anything."""
 SILENT_AFTER = 3
 """Deadlines missed in a row before the connection counts as half-open and is replaced: gRPC itself keeps it."""
 
@@ -50,28 +68,89 @@ class Channel:
         self._lock = asyncio.Lock()
         self._misses = 0
         self._is_closed = False
+        self.advertised: tuple[str, ...] | None = None
+        """The addresses that it writes into tasks; empty for one that does not say, None while it was not asked."""
+        self._answered_at = float("-inf")
+        self._suspect_until = float("-inf")
+        self._endless: set[grpc.aio.Call] = set()
+        self._moved: set[grpc.aio.Call] = set()
 
     async def problem(self) -> SecureDaguError | None:
         """Connect if need be; return why that does not work, within 3 s, or None when the connection stands."""
+        return await self._ready(await self._open(), CONNECT_S)
+
+    async def absence(self) -> SecureDaguError | None:
+        """Return why nobody serves there, within 1.5 s; None where somebody does. For a choice among several addresses:
+        an open connection alone does not tell that the host at its other end still lives.
+        """
+        loop = asyncio.get_running_loop()
+        if loop.time() - self._answered_at < FRESH_S and self.advertised is not None:
+            return None
+        problem = await self._ready(await self._open(), ANSWER_S)
+        if problem is None:
+            try:
+                if await self._health() != SERVING:
+                    problem = Unavailable(f"coordinator {self.address} is stopping")
+            except Unavailable as error:
+                problem = error
+            except SecureDaguError:
+                self.advertised = self.advertised or ()  # it is there, and says itself what is wrong
+        self._suspect_until = float("-inf") if problem is None else loop.time() + SUSPECT_S
+        return problem
+
+    @property
+    def is_suspect(self) -> bool:
+        """Tell whether nobody served there a moment ago."""
+        return asyncio.get_running_loop().time() < self._suspect_until
+
+    async def stands_for(self, owner: Owner) -> bool | None:
+        """Tell whether this is the way to the coordinator that calls itself `owner`; None: it cannot be asked now.
+
+        The certificate at the other end is for that name, and it says that it writes that very address into tasks.
+        """
+        try:
+            await self._health()
+        except SecureDaguError:
+            return None
+        return owner.address in (self.advertised or ()) and self._link is not None and self._link.proves(owner.host)
+
+    async def _health(self) -> bytes:
+        told: dict[str, str | bytes] = {}
+        answer = await self.call(HEALTH_CHECK, b"", ANSWER_S, told)
+        self.advertised = tuple(word for word in str(told.get(ADVERTISE_KEY, "")).split(",") if word)
+        return answer
+
+    async def breaks_within(self, seconds: float) -> bool:
+        """Leave the connection alone; return whether the other end, or something on the way, ends it in that time."""
         channel = await self._open()
+        try:
+            async with asyncio.timeout(seconds):
+                await channel.wait_for_state_change(grpc.ChannelConnectivity.READY)
+        except TimeoutError:
+            return False
+        return True
+
+    async def _ready(self, channel: grpc.aio.Channel, within_s: float) -> SecureDaguError | None:
         state = channel.get_state(try_to_connect=True)
         if state is grpc.ChannelConnectivity.READY:
             return None
         try:
-            async with asyncio.timeout(CONNECT_S):
+            async with asyncio.timeout(within_s):
                 while state is not grpc.ChannelConnectivity.READY:
                     if state is grpc.ChannelConnectivity.TRANSIENT_FAILURE:
                         return self._cause("no connection")
                     await channel.wait_for_state_change(state)
                     state = channel.get_state(try_to_connect=True)
         except TimeoutError:
-            return self._cause(f"no connection within {CONNECT_S:.0f} s")
+            return self._cause(f"no connection within {within_s:g} s")
         except grpc.aio.UsageError:  # replaced or closed meanwhile
             return Unavailable(f"coordinator {self.address} is not reachable", why="the connection was closed")
         return None
 
-    async def call(self, path: str, request: bytes, timeout_s: float | None) -> bytes:
-        """Make a unary call; `timeout_s` None is for the long poll only.
+    async def call(
+        self, path: str, request: bytes, timeout_s: float | None, told: dict[str, str | bytes] | None = None
+    ) -> bytes:
+        """Make a unary call; `timeout_s` None is for the long poll only. `told` takes the trailing metadata.
 
         Raises:
             SecureDaguError: whatever the other end answered, or why it could not be asked.
@@ -81,9 +160,19 @@ class Channel:
         began, code = perf_counter(), "OK"
         series = self._series("unary", path)
         try:
-            answer: bytes = await _unary(await self._open(), path)(request, timeout=timeout_s)
-            self._misses = 0
-            return answer
+            while True:
+                asked = _unary(await self._open(), path)(request, timeout=timeout_s)
+                try:
+                    answer: bytes = await self._watched(asked, timeout_s)
+                except asyncio.CancelledError:
+                    if not self._has_moved(asked):
+                        raise
+                    continue  # a poll moves to the new connection: its offer, if any, is withdrawn with the old one
+                self._misses = 0
+                self._answered_at = asyncio.get_running_loop().time()
+                if told is not None:
+                    told.update(_pairs(await asked.trailing_metadata()))
+                return answer
         except (grpc.aio.AioRpcError, grpc.aio.UsageError, asyncio.CancelledError) as error:
             code, raised = self._error(error)
             await self._replace_if_silent(code)
@@ -136,16 +225,64 @@ class Channel:
         began, code, received = perf_counter(), "OK", 0
         series = self._series("server_stream", path)
         call = _download(await self._open(), path)(request, timeout=timeout_s)
+        if timeout_s is None:
+            self._endless.add(call)
         try:
             async for message in call:
                 received += 1
                 yield message
         except (grpc.aio.AioRpcError, grpc.aio.UsageError, asyncio.CancelledError) as error:
-            code, raised = self._error(error)
-            raise raised from None
+            if not self._has_moved(call):  # else it ends in order, and who wants to hear more asks again
+                code, raised = self._error(error)
+                raise raised from None
         finally:
+            self._endless.discard(call)
             call.cancel()  # nothing when it has ended; otherwise the reader went away
             series.ended(code, perf_counter() - began, received=received, sent=1)
+
+    async def renew(self) -> SecureDaguError | None:
+        """Connect anew, so that both ends show their present certificates, and move over; make before break.
+
+        New calls use the new connection at once, long polls and watches move to it, all others have `DRAIN_S` to end on
+        the old one; returns after that. Returns why there is no new connection: then the old one stays in use.
+        """
+        if self._grpc is None or self._link is None or self._is_closed:
+            return None  # whoever connects first shows the present certificate anyway
+        fresh = self._made(self._link)
+        problem = await self._ready(fresh, RENEW_S)
+        if problem is not None or self._is_closed:
+            await fresh.close()
+            return problem
+        old, self._grpc = self._grpc, fresh
+        self._misses = 0
+        moving, self._endless = self._endless, set()
+        self._moved |= moving
+        for call in moving:
+            call.cancel()
+        if old is not None:
+            try:
+                await old.close(grace=DRAIN_S)
+            except asyncio.CancelledError:  # the process is ending: now or never
+                await old.close()
+                raise
+        return None
+
+    async def _watched(self, asked: grpc.aio.UnaryUnaryCall[bytes, bytes], timeout_s: float | None) -> bytes:
+        if timeout_s is not None:
+            return await asked
+        self._endless.add(asked)
+        try:
+            return await asked
+        finally:
+            self._endless.discard(asked)
+
+    def _has_moved(self, call: grpc.aio.Call) -> bool:
+        """Tell whether a call was ended by `renew`, and by nobody else."""
+        if call not in self._moved:
+            return False
+        self._moved.discard(call)
+        task = asyncio.current_task()
+        return not self._is_closed and (task is None or not task.cancelling())
 
     async def close(self) -> None:
         """Close the connection; open calls end with `Unavailable`."""
@@ -167,9 +304,11 @@ class Channel:
             if self._link is None:
                 self._link = await self._connect(self.host, self.port)
             if self._grpc is None:
-                options = (*_OPTIONS, ("grpc.default_authority", self._link.authority))
-                self._grpc = grpc.aio.insecure_channel(self._link.target, options=options)
+                self._grpc = self._made(self._link)
             return self._grpc
+
+    def _made(self, link: Link) -> grpc.aio.Channel:
+        return grpc.aio.insecure_channel(link.target, options=(*_OPTIONS, ("grpc.default_authority", link.authority)))
 
     async def _replace_if_silent(self, code: str) -> None:
         if code != "DEADLINE_EXCEEDED":
@@ -195,12 +334,13 @@ class Channel:
             if "Received http2 header with status" in details:
                 return (
                     error.code().name,
-                    ConfigError(  # waiting cannot help: TLS, and with it who we are, ends there
-                        f"{self.address} is not a coordinator but an HTTP reverse proxy or web server",
-                        why=details[:200],
-                        fix="forward raw TCP to it (nginx `stream`, haproxy `mode tcp`); do not terminate TLS",
+                    # Waiting cannot help: TLS, and with it who we are, ends there.
+                    link_error(
+                        Verdict(side=Side.CLIENT, reason=Reason.HTTP_PROXY, address=self.address, detail=details[:200])
                     ),
                 )
+            if error.code() is grpc.StatusCode.INTERNAL and details.startswith(OWN_FAILURE):
+                return "UNAVAILABLE", self._cause("the connection was closed")
             told = status.error_of(error.code(), details, _pairs(error.trailing_metadata()))
             if type(told) is Unavailable and not _is_answer(error):
                 return error.code().name, self._cause(details)

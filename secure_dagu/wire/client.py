@@ -9,6 +9,7 @@ from collections.abc import AsyncIterator, Mapping, Sequence
 from datetime import UTC, datetime
 from typing import Protocol
 
+from secure_dagu.dispatch.api import Announced
 from secure_dagu.dispatch.model import (
     NO_KEY,
     ArtifactInfo,
@@ -34,9 +35,10 @@ from secure_dagu.dispatch.model import (
     WorkerInfo,
     WorkerStats,
 )
+from secure_dagu.dispatch.operating import LinkView, ListedRun, LogPage, RunFilter, Window, WorkerView
 from secure_dagu.errors import Conflict, InvalidRequest, SecureDaguError, Unavailable
 from secure_dagu.run.model import AttemptKey, DagRunRef
-from secure_dagu.wire import codec, fields, streams
+from secure_dagu.wire import codec, fields, machines, streams
 from secure_dagu.wire.pb import coordinator_pb2 as pb
 from secure_dagu.wire.pb import extensions_pb2 as ext
 
@@ -51,6 +53,7 @@ ACK_S = 10.0
 REPORT_S = 10.0
 ARTIFACTS_S = 180.0
 QUESTION_S = 30.0
+ANNOUNCE_S = 2.0
 DISPATCH_S = 300.0
 STATE_S = 300.0
 BUNDLE_S = 300.0
@@ -146,6 +149,28 @@ class RemoteCoordinator:
         raw = await self.transport.call(SERVICE + "GetWorkers", b"", QUESTION_S)
         return codec.workers_of(_parse(pb.GetWorkersResponse, raw))
 
+    # -- Machines ------------------------------------------------------------------------------------------------------
+
+    async def announce(self, caller: Caller, *, version: str, presence: Announced) -> None:
+        """Say what a heartbeat has no words for."""
+        request = ext.AnnounceRequest(worker_id=_worker(caller), version=version, presence=presence)
+        await self.transport.call(EVENTS + "Announce", request.SerializeToString(), ANNOUNCE_S)
+
+    async def fleet(self, caller: Caller) -> Sequence[WorkerView]:
+        """Return the workers with what their certificates prove."""
+        raw = await self.transport.call(OPERATIONS + "ListMachines", b"", QUESTION_S)
+        return tuple(machines.machine_of(item) for item in _parse(ext.ListMachinesResponse, raw).machines)
+
+    async def drain(self, caller: Caller, *, worker: WorkerId, draining: bool) -> None:
+        """Hold a worker, or free it."""
+        request = ext.DrainWorkerRequest(worker_id=worker, draining=draining)
+        await self.transport.call(OPERATIONS + "DrainWorker", request.SerializeToString(), QUESTION_S)
+
+    async def links(self, caller: Caller) -> Sequence[LinkView]:
+        """Return the live connections."""
+        raw = await self.transport.call(OPERATIONS + "ListLinks", b"", QUESTION_S)
+        return tuple(machines.link_of(item) for item in _parse(ext.ListLinksResponse, raw).links)
+
     # -- RunReports ----------------------------------------------------------------------------------------------------
 
     async def report_status(self, caller: Caller, *, status: str, source_file: str, labels: str) -> Verdict:
@@ -210,6 +235,28 @@ class RemoteCoordinator:
         raw = await self.transport.call(OPERATIONS + "ListRuns", request.SerializeToString(), QUESTION_S)
         return tuple(_summary(run) for run in _parse(ext.ListRunsResponse, raw).runs)
 
+    async def find_runs(
+        self, caller: Caller, wanted: RunFilter, *, limit: int, before: tuple[int, str] | None
+    ) -> Sequence[ListedRun]:
+        """List root runs by filter."""
+        request = ext.FindRunsRequest(
+            dag_name=wanted.name, name_part=wanted.name_part, run_id_part=wanted.run_id_part,
+            statuses=[int(status) for status in wanted.statuses], labels=wanted.labels,
+            since=_milliseconds(wanted.since), until=_milliseconds(wanted.until), limit=limit,
+            before_at=before[0] if before else 0, before_ident=before[1] if before else "",
+        )  # fmt: skip
+        raw = await self.transport.call(OPERATIONS + "FindRuns", request.SerializeToString(), QUESTION_S)
+        found = _parse(ext.FindRunsResponse, raw).runs
+        return tuple(
+            ListedRun(at=run.at, ident=run.ident, document=run.status_json, revision=run.revision) for run in found
+        )
+
+    async def count_runs(self, caller: Caller, *, since: datetime, until: datetime | None) -> Mapping[int, int]:
+        """Count root runs by status."""
+        request = ext.CountRunsRequest(since=_milliseconds(since), until=_milliseconds(until))
+        raw = await self.transport.call(OPERATIONS + "CountRuns", request.SerializeToString(), QUESTION_S)
+        return dict(_parse(ext.CountRunsResponse, raw).by_status)
+
     async def follow(self, caller: Caller, *, run: DagRunRef, with_logs: bool) -> AsyncIterator[RunEvent]:
         """Follow a run to its end."""
         request = ext.FollowRunRequest(dag_name=run.name, dag_run_id=run.run_id, with_logs=with_logs)
@@ -237,6 +284,19 @@ class RemoteCoordinator:
         answers = self.transport.download(OPERATIONS + "ReadLog", request.SerializeToString(), BUNDLE_S)
         async for raw in answers:
             yield _parse(ext.Bytes, raw).data
+
+    async def log_page(self, caller: Caller, *, run: DagRunRef, step: str, stream: int, window: Window) -> LogPage:
+        """Read some lines of a stored log."""
+        request = ext.ReadLogPageRequest(
+            dag_name=run.name, dag_run_id=run.run_id, step_name=step, stream_type=stream, tail=window.tail,
+            head=window.head, offset=window.offset, limit=window.limit,
+        )  # fmt: skip
+        raw = await self.transport.call(OPERATIONS + "ReadLogPage", request.SerializeToString(), QUESTION_S)
+        page = _parse(ext.LogPage, raw)
+        return LogPage(
+            content=page.content, line_count=page.line_count, total_lines=page.total_lines, has_more=page.has_more,
+            is_estimate=page.is_estimate, end_offset=page.end_offset,
+        )  # fmt: skip
 
     async def artifacts(self, caller: Caller, *, run: DagRunRef) -> Sequence[ArtifactInfo]:
         """List the artifact files of a run."""
@@ -391,6 +451,10 @@ def _log_pieces(part: LogPart) -> Sequence[LogPart]:
 
 def _stream(number: int) -> LogStream:
     return LogStream(number) if number in (1, 2, 3) else LogStream.UNSPECIFIED
+
+
+def _milliseconds(at: datetime | None) -> int:
+    return int(at.timestamp() * 1000) if at is not None else 0
 
 
 def _moment(milliseconds: int) -> datetime | None:

@@ -11,6 +11,12 @@ from secure_dagu.dispatch.model import Owner, WorkerId
 from secure_dagu.errors import InvalidRequest
 from secure_dagu.run.model import AttemptId, AttemptKey, DagRunRef
 
+TIME_KEY = "secure-dagu-time"
+ADVERTISE_KEY = "secure-dagu-advertise"
+"""Trailing metadata of a health check: the coordinator's clock, and the addresses that it writes into tasks."""
+DOCTOR = "@secure-dagu-doctor"
+"""End of the worker id of who asks whether it would be admitted. Its heartbeats are judged, answered and forgotten."""
+
 MAX_MESSAGE = 16 * 2**20
 """Bytes of one gRPC message, both ways (protocol, section 1.3)."""
 MAX_DEFINITION = 4 * 2**20

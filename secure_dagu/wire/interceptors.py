@@ -9,21 +9,25 @@ from __future__ import annotations
 
 import asyncio
 import uuid
-from collections.abc import AsyncIterator, Awaitable, Callable
-from dataclasses import dataclass
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
 from datetime import UTC, datetime
 from enum import Enum
 from time import perf_counter
 from typing import Any, Protocol, TypeVar
+from weakref import WeakSet
 
 import grpc
 import grpc.aio
 import structlog
+from msgspec import Struct, field
+from msgspec.structs import replace
 
 from secure_dagu.dispatch.model import Caller
-from secure_dagu.errors import InvalidRequest, LimitExceeded, SecureDaguError, Unavailable
-from secure_dagu.security.admission import Allow, Deny, admit
+from secure_dagu.errors import InvalidRequest, LimitExceeded, OtherTenant, Refused, SecureDaguError, Unavailable
+from secure_dagu.security.admission import Allow, Deny, DenyReason, admit
 from secure_dagu.security.peer import Peer
+from secure_dagu.security.policy import STRICT, Objection, Policy, objection_to_labels
+from secure_dagu.security.revocation import deny
 from secure_dagu.wire import status
 
 log = structlog.get_logger()
@@ -42,8 +46,7 @@ class Cap(Enum):
     CALLS = ("calls in progress", 512)
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Method:
+class Method(Struct, frozen=True, kw_only=True):
     """One row of the method table.
 
     Handlers take the proven caller and what was decoded; they return or yield messages that `encode` turns to bytes.
@@ -54,6 +57,8 @@ class Method:
     decode: Callable[[bytes], Any]
     claimed: Callable[[Any], str] | None = None
     """Returns the worker id that a request carries; None where such requests carry none."""
+    labels: Callable[[Any], Mapping[str, str]] | None = None
+    """Returns the labels that a worker claims in a request; None where such requests carry none."""
     cap: Cap = Cap.CALLS
     kind: str = ""
     """The `grpc_type` label where the handler does not tell it."""
@@ -82,8 +87,7 @@ class Recorder(Protocol):
         ...
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Denial:
+class Denial(Struct, frozen=True, kw_only=True):
     """A call that the wall refused, for the metric and the audit log."""
 
     method: str
@@ -91,6 +95,8 @@ class Denial:
     peer: Peer | None
     claimed_worker: str
     error: SecureDaguError
+    labels: Mapping[str, str] = field(default_factory=dict)
+    """What it claimed, where that was refused."""
 
 
 class Gate:
@@ -102,21 +108,32 @@ class Gate:
         peer_of: Callable[[str], Peer | None],
         recorder: Recorder,
         denied: Callable[[Denial], None],
+        would_deny: Callable[[Denial], None] = lambda _denial: None,
+        policy: Policy = STRICT,
+        standing: Callable[[Peer, datetime], DenyReason | None] = lambda _peer, _now: None,
         now: Callable[[], datetime] = lambda: datetime.now(UTC),
     ) -> None:
         """Take the register's lookup and who is told.
 
         Args:
             peer_of: the peer behind the name that gRPC reports (`unix:/…`), None when unknown.
-            denied: told of each refusal; must return at once.
+            denied: told of each refusal, by the wall or by the service behind it; must return at once.
+            would_deny: told of each call that the policy in dry-run would have refused; must return at once.
+            policy: what is refused beyond role and identity; may be assigned later.
+            standing: why a peer that was proven may not speak any more (`security.revocation.Standing`); asked at every
+                message, so it must cost next to nothing.
         """
         self._peer_of = peer_of
         self._recorder = recorder
         self._denied = denied
+        self._would_deny = would_deny
+        self.policy = policy
+        self._standing = standing
         self._now = now
         self._open: dict[Cap, dict[object, int]] = {cap: {} for cap in Cap}
         self._calls: dict[asyncio.Task[Any], Peer] = {}
         self._cut: dict[asyncio.Task[Any], SecureDaguError] = {}
+        self._told: WeakSet[SecureDaguError] = WeakSet()
         self.is_draining = False
 
     def cut(self, which: Callable[[Peer], bool], error: SecureDaguError) -> int:
@@ -143,7 +160,7 @@ class Gate:
 
         async def refuse(_requests: AsyncIterator[bytes], context: Context) -> None:
             peer = self._peer_of(context.peer())
-            verdict = admit(peer, path[:200], None, self._now())
+            verdict = self._judge(peer, path[:200], None)
             if isinstance(verdict, Deny):
                 self._tell(verdict, path[:200], peer, "")
                 if peer is None:
@@ -171,7 +188,7 @@ class Gate:
                 finally:
                     _leave(counts, key)
             except BaseException as error:
-                code, answer = self._answer(error, method)
+                code, answer = self._answer(error, method, context)
                 if answer is None:
                     raise
                 await context.abort(*answer)
@@ -211,7 +228,7 @@ class Gate:
                 finally:
                     _leave(counts, key)
             except BaseException as error:
-                code, answer = self._answer(error, method)
+                code, answer = self._answer(error, method, context)
                 if answer is None:
                     raise
                 await context.abort(*answer)
@@ -255,7 +272,7 @@ class Gate:
                 code = "CANCELLED"
                 log.debug("call.unanswered", method=method.path, why=str(gone.__cause__)[:200])
             except BaseException as error:
-                code, answer = self._answer(error, method)
+                code, answer = self._answer(error, method, context)
                 if answer is None:
                     raise
                 await context.abort(*answer)
@@ -271,20 +288,53 @@ class Gate:
         if peer is None or method.claimed is None:
             caller = self._admit(method, peer, None)
             return caller, method.decode(raw)
+        now = self._now()
+        if (reason := self._standing(peer, now)) is not None:  # before its message is looked at
+            raise self._refusal(deny(peer, reason), method, peer, "")
         request = method.decode(raw)
-        return self._admit(method, peer, method.claimed(request)), request
+        claimed = method.claimed(request)
+        caller = self._allowed(admit(peer, method.path, claimed, now), method, peer, claimed)
+        if method.labels is not None:
+            labels = method.labels(request)
+            objection = objection_to_labels(peer, labels, self.policy)
+            if objection is not None:
+                self._object(objection, method, peer, claimed, labels)
+        return caller, request
 
     def _admit(self, method: Method, peer: Peer | None, claimed: str | None) -> Caller:
-        verdict = admit(peer, method.path, claimed, self._now())
+        return self._allowed(self._judge(peer, method.path, claimed), method, peer, claimed or "")
+
+    def _allowed(self, verdict: Allow | Deny, method: Method, peer: Peer | None, claimed: str) -> Caller:
         if isinstance(verdict, Allow):
             return verdict.caller
-        self._tell(verdict, method.path, peer, claimed or "")
-        raise verdict.error
+        raise self._refusal(verdict, method, peer, claimed)
+
+    def _refusal(self, verdict: Deny, method: Method, peer: Peer | None, claimed: str) -> SecureDaguError:
+        self._tell(verdict, method.path, peer, claimed)
+        return verdict.error
+
+    def _object(
+        self, objection: Objection, method: Method, peer: Peer, claimed: str, labels: Mapping[str, str]
+    ) -> None:
+        """Refuse by the policy, or only say so in dry-run."""
+        denial = replace(_denial(objection.deny, method.path, peer, claimed), labels=labels)
+        if not objection.is_enforced:
+            self._would_deny(denial)
+            return
+        self._told.add(denial.error)
+        self._denied(denial)
+        raise denial.error
+
+    def _judge(self, peer: Peer | None, path: str, claimed: str | None) -> Allow | Deny:
+        """Decide anew at every message: a link may outlive its certificate, its CA and its rights."""
+        now = self._now()
+        if peer is not None and (reason := self._standing(peer, now)) is not None:
+            return deny(peer, reason)
+        return admit(peer, path, claimed, now)
 
     def _tell(self, verdict: Deny, path: str, peer: Peer | None, claimed: str) -> None:
-        self._denied(
-            Denial(method=path, reason=verdict.reason.value, peer=peer, claimed_worker=claimed, error=verdict.error)
-        )
+        self._told.add(verdict.error)
+        self._denied(_denial(verdict, path, peer, claimed))
 
     def _enter(self, cap: Cap, peer: Peer | None) -> tuple[dict[object, int], object]:
         assert peer is not None, "nobody unknown was admitted"
@@ -312,7 +362,7 @@ class Gate:
 
     # -- record --------------------------------------------------------------------------------------------------------
 
-    def _answer(self, error: BaseException, method: Method) -> tuple[str, Status | None]:
+    def _answer(self, error: BaseException, method: Method, context: Context) -> tuple[str, Status | None]:
         """Return the status name to record and the status to answer with, None where nobody waits for one."""
         if isinstance(error, asyncio.CancelledError):
             task = asyncio.current_task()
@@ -321,6 +371,10 @@ class Gate:
                 return "CANCELLED", None
             task.uncancel()
             error = cut
+        if isinstance(error, Refused) and error not in self._told:  # by the service: the object is not the caller's
+            peer = self._peer_of(context.peer())
+            reason = DenyReason.OTHER_TENANT if isinstance(error, OtherTenant) else DenyReason.NOT_OWNER
+            self._tell(Deny(reason, error), method.path, peer, "")
         if isinstance(error, SecureDaguError):
             return error.grpc_status, _status(error)
         if isinstance(error, Exception):
@@ -336,6 +390,11 @@ class Gate:
 
 class _GoneError(Exception):
     """The answer cannot be sent: the caller went away."""
+
+
+def _denial(verdict: Deny, path: str, peer: Peer | None, claimed: str) -> Denial:
+    verdict.error.reason = verdict.reason.value  # the other end prints the code that is counted and audited here
+    return Denial(method=path, reason=verdict.reason.value, peer=peer, claimed_worker=claimed, error=verdict.error)
 
 
 def _leave(counts: dict[object, int], key: object) -> None:

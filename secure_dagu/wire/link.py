@@ -25,6 +25,10 @@ class Link(Protocol):
         """Return why the last dial failed; None when it succeeded or there was none yet."""
         ...
 
+    def proves(self, host: str) -> bool:
+        """Tell whether the certificate at the other end of a live connection is for this host too."""
+        ...
+
     async def close(self) -> None:
         """Close the socket and every connection through it."""
         ...

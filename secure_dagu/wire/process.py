@@ -7,14 +7,16 @@ import sys
 
 
 def prepare() -> None:
-    """Set what must stand before the first import of grpc.
+    """Set what must stand before the first import of grpc. A second call, by a second service, changes nothing.
 
     Raises:
         RuntimeError: grpc is imported already, so that the settings would be ignored without a word.
     """
-    if "grpc" in sys.modules:
-        raise RuntimeError("grpc was imported before its process settings were made")
     environment = os.environ  # noqa: TID251  written for the C core, not read as configuration
+    if "grpc" in sys.modules:
+        if environment.get("GRPC_ENABLE_FORK_SUPPORT") == "0":
+            return
+        raise RuntimeError("grpc was imported before its process settings were made")
     # Children are started while the core runs; its fork handlers make one in four of them hang or die.
     environment["GRPC_ENABLE_FORK_SUPPORT"] = "0"
     # Otherwise the core writes lines of its own format to stderr, between ours.

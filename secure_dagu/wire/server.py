@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
+from datetime import timedelta
 
 import grpc
 import grpc.aio
@@ -19,6 +20,8 @@ from secure_dagu.wire.interceptors import Gate
 from secure_dagu.wire.servicer import Servicer
 
 log = structlog.get_logger()
+
+MIN_KEEPALIVE = timedelta(seconds=1)
 
 OPTIONS = (
     # Above ~1,000 calls that have not started the core answers CANCELLED at random; workers open hundreds of polls.
@@ -53,18 +56,34 @@ class WireServer:
         self._gate.is_draining = True
         log.info("server.draining", polls=self._servicer.release_polls())
 
+    def ask_again(self) -> None:
+        """Answer open polls with nothing: pollers come back at once and are judged anew."""
+        self._servicer.release_polls()
+
 
 @asynccontextmanager
-async def serve(*, socket_path: str, desk: Coordinator, gate: Gate, grace_s: float = 2.0) -> AsyncIterator[WireServer]:
+async def serve(
+    *,
+    socket_path: str,
+    desk: Coordinator,
+    gate: Gate,
+    advertise: Sequence[str] = (),
+    keepalive: timedelta = timedelta(seconds=20),
+    grace_s: float = 2.0,
+) -> AsyncIterator[WireServer]:
     """Serve `desk` behind `gate` at a unix socket; on leaving, drain, wait `grace_s` for open calls, then cut.
+
+    `advertise` are the addresses that tasks name; a doctor asks for them. `keepalive`: how often a connection without
+    traffic is pinged; by the server, for a server may count pings as abuse, and no client does.
 
     The folder of `socket_path` must be private to this user: who can reach the socket skips the TLS edge, though not
     the gate, which knows no peer behind such a connection.
     """
     withdrawn: asyncio.Queue[ClaimToken] = asyncio.Queue()
     servicer = Servicer(desk, withdraw=withdrawn.put_nowait)
-    health = Health()
-    server = grpc.aio.server(options=OPTIONS)
+    health = Health(advertise)
+    interval_ms = int(max(keepalive, MIN_KEEPALIVE) / timedelta(milliseconds=1))
+    server = grpc.aio.server(options=(*OPTIONS, ("grpc.keepalive_time_ms", interval_ms)))
     server.add_generic_rpc_handlers((_Table(gate, servicer, health, Extensions(desk)),))
     server.add_insecure_port(f"unix:{socket_path}")
     running = WireServer(server, gate=gate, servicer=servicer, health=health)

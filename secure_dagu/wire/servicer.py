@@ -44,8 +44,14 @@ class Servicer:
             return Method(path=SERVICE + name, decode=partial(codec.parse, message), **handler)
 
         return (
-            row("Poll", pb.PollRequest, claimed=_worker_id, cap=Cap.POLLS, kind="unary", download=self._poll),
-            Method(path=SERVICE + "Heartbeat", decode=codec.beat_of, claimed=_beat_worker, unary=self._heartbeat),
+            row(
+                "Poll", pb.PollRequest, claimed=_worker_id, labels=_poll_labels, cap=Cap.POLLS, kind="unary",
+                download=self._poll,
+            ),
+            Method(
+                path=SERVICE + "Heartbeat", decode=codec.beat_of, claimed=_beat_worker, labels=_beat_labels,
+                unary=self._heartbeat,
+            ),
             Method(path=SERVICE + "RunHeartbeat", decode=codec.run_beat_of, claimed=_beat_worker, unary=self._renew),
             row("AckTaskClaim", pb.AckTaskClaimRequest, claimed=_worker_id, unary=self._acknowledge),
             row("ReportStatus", pb.ReportStatusRequest, claimed=_worker_id, unary=self._report),
@@ -71,7 +77,7 @@ class Servicer:
                 claimed=_worker_id,
                 unary=_no_such_cleanup,
             ),
-        )
+        )  # fmt: skip
 
     def release_polls(self) -> int:
         """Answer every open poll with "nothing"; return how many there were."""
@@ -114,6 +120,8 @@ class Servicer:
             self._released.discard(task)
 
     async def _heartbeat(self, caller: Caller, beat: codec.Beat, _context: Context) -> bytes:
+        if caller.worker is not None and caller.worker.endswith(fields.DOCTOR):
+            return _NOTHING  # it only asks whether it would be admitted; no worker came
         stopped = await self._desk.heartbeat(caller, labels=beat.labels, stats=beat.stats)
         if not stopped:
             return _NOTHING
@@ -309,6 +317,14 @@ def _worker_id(request: Any) -> str:
 
 def _beat_worker(beat: codec.Beat | codec.RunBeat) -> str:
     return beat.worker
+
+
+def _poll_labels(request: pb.PollRequest) -> Mapping[str, str]:
+    return fields.labels(request.labels, "labels")
+
+
+def _beat_labels(beat: codec.Beat) -> Mapping[str, str]:
+    return beat.labels
 
 
 def _need_worker(caller: Caller) -> None:

@@ -7,6 +7,7 @@ the trailing metadata key as well and raises the same class with the same what, 
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Iterable, Iterator
 
 import grpc
@@ -25,8 +26,9 @@ from secure_dagu.errors import (
 from secure_dagu.errors import IntegrityViolation as Integrity
 
 METADATA_KEY = "secure-dagu-error-bin"
-"""JSON of `as_dict()`: code, what, why, fix."""
+"""JSON of `as_dict()`: code, what, why, fix, reason."""
 MAX_DETAILS = 1000
+_REASON = re.compile(r"[a-z][a-z_]{0,31}")
 MAX_METADATA = 3000
 """Bytes: a peer may limit all headers together to 8 KiB."""
 
@@ -65,8 +67,8 @@ def code_of(error: SecureDaguError) -> grpc.StatusCode:
 
 
 def details_of(error: SecureDaguError) -> str:
-    """Return the text that every peer sees: what, why and fix, in this order."""
-    said = str(error) + (f" ({error.fix})" if error.fix else "")
+    """Return the text that every peer sees: what, why, fix and the code of a refusal, in this order."""
+    said = str(error) + (f" ({error.fix})" if error.fix else "") + (f" [{error.reason}]" if error.reason else "")
     return said if len(said) <= MAX_DETAILS else said[: MAX_DETAILS - 1] + "…"
 
 
@@ -102,6 +104,11 @@ def _unpacked(value: bytes, code: grpc.StatusCode) -> SecureDaguError | None:
         told = json.loads(value)
         kind = _BY_CODE[told["code"]]
         what, why, fix = (str(told[field]) for field in ("what", "why", "fix"))
+        reason = str(told.get("reason", ""))
     except (ValueError, KeyError, TypeError):
         return None
-    return kind(what, why=why, fix=fix) if kind.grpc_status == code.name else None
+    if kind.grpc_status != code.name:
+        return None
+    error = kind(what, why=why, fix=fix)
+    error.reason = reason if _REASON.fullmatch(reason) else ""
+    return error

@@ -8,7 +8,7 @@ from collections.abc import AsyncIterator, Mapping, Sequence
 from datetime import UTC, datetime, timedelta
 from typing import Any
 
-from secure_dagu.dispatch.api import Coordinator
+from secure_dagu.dispatch.api import Announced, Coordinator
 from secure_dagu.dispatch.model import (
     ACCEPTED,
     NO_KEY,
@@ -39,8 +39,10 @@ from secure_dagu.dispatch.model import (
     WorkerInfo,
     WorkerStats,
 )
+from secure_dagu.dispatch.operating import LinkView, ListedRun, LogPage, RunFilter, Window, WorkerState, WorkerView
 from secure_dagu.errors import SecureDaguError
 from secure_dagu.run.model import AttemptId, AttemptKey, DagRunRef
+from secure_dagu.security.grants import Grants
 from secure_dagu.security.identity import Identity
 from secure_dagu.security.peer import Peer
 
@@ -60,7 +62,10 @@ TASK = Task(
 )
 CLAIM = Claim(task=TASK, worker=WorkerId("w1"), token=ClaimToken("token-1"), owner=Owner("c@1", "127.0.0.1", 50055))
 IDENTITY = StreamIdentity(worker=WorkerId("w1"), run=RUN, root=RUN, attempt_id=ATTEMPT, claim_key=KEY, owner_id="c@1")
-WORKER = Caller(role=Role.WORKER, name="w1", proven=True, worker=WorkerId("w1"))
+WORKER = Caller(
+    role=Role.WORKER, name="w1", proven=True, worker=WorkerId("w1"), identity="spiffe://dagu.example/worker/w1",
+    address="192.0.2.1:4711",
+)  # fmt: skip
 RUNNING = RunningTask(run=RUN, root=RUN, parent=None, attempt_key=KEY, started_at=NOW)
 ENTRY = StateEntry(
     ref=StateRef("dag", "mydag", "a/b"),
@@ -79,7 +84,23 @@ def peer(role: Role | None = Role.WORKER, name: str = "w1", *, days: int = 1) ->
     return Peer(
         connection="unix:", address="192.0.2.1:4711", identity=identity,
         not_after=datetime.now(UTC) + timedelta(days=days), tls_version="TLSv1.3",
+        grants=Grants(frozenset({("gpu", "true")}) if role is Role.WORKER else frozenset()),
     )  # fmt: skip
+
+
+MACHINE = WorkerView(
+    info=WorkerInfo(
+        worker=WorkerId("w1"), labels={"gpu": "true"}, stats=WorkerStats(total_pollers=2, busy_pollers=1),
+        last_heartbeat_at=NOW, health=WorkerHealth.HEALTHY,
+    ),
+    state=WorkerState.DRAINING, identity="spiffe://dagu.example/worker/w1", serial="ab", issuer="cd",
+    cert_not_after=NOW, tls_version="TLSv1.3", cipher="TLS_AES_256_GCM_SHA384", group="X25519MLKEM768",
+    remote_address="192.0.2.1:4711", connected_since=NOW, version="1.0", is_lost=False,
+)  # fmt: skip
+LINK = LinkView(
+    identity="spiffe://dagu.example/worker/w1", role="worker", address="192.0.2.1:4711", tls_version="TLSv1.3",
+    cipher="TLS_AES_256_GCM_SHA384", group="X25519MLKEM768", serial="ab", cert_not_after=NOW, opened_at=NOW,
+)  # fmt: skip
 
 
 class FakeCoordinator:
@@ -124,6 +145,20 @@ class FakeCoordinator:
     async def polls_are(self, count: int) -> None:
         async with self.changed:
             await self.changed.wait_for(lambda: self.waiting == count)
+
+    async def announce(self, caller: Caller, *, version: str, presence: Announced) -> None:
+        self.ask("announce", caller, version, presence)
+
+    async def fleet(self, caller: Caller) -> Sequence[WorkerView]:
+        self.ask("fleet", caller)
+        return (MACHINE,)
+
+    async def drain(self, caller: Caller, *, worker: WorkerId, draining: bool) -> None:
+        self.ask("drain", caller, worker, draining)
+
+    async def links(self, caller: Caller) -> Sequence[LinkView]:
+        self.ask("links", caller)
+        return (LINK,)
 
     async def withdraw(self, token: ClaimToken) -> None:
         self.withdrawn.put_nowait(token)
@@ -201,6 +236,20 @@ class FakeCoordinator:
                 run=RUN, root=RUN, status=4, worker="w1", error="", created_at=NOW, started_at=NOW, finished_at=None
             ),
         )
+
+    async def find_runs(
+        self, caller: Caller, wanted: RunFilter, *, limit: int, before: tuple[int, str] | None
+    ) -> Sequence[ListedRun]:
+        self.ask("find_runs", caller, wanted, limit, before)
+        return (ListedRun(at=7, ident="mydag/rrun1", document='{"status":4}', revision="k:2"),)
+
+    async def count_runs(self, caller: Caller, *, since: datetime, until: datetime | None) -> Mapping[int, int]:
+        self.ask("count_runs", caller, since, until)
+        return {4: 2, 5: 1}
+
+    async def log_page(self, caller: Caller, *, run: DagRunRef, step: str, stream: int, window: Window) -> LogPage:
+        self.ask("log_page", caller, run, step, stream, window)
+        return LogPage(content="ü\n", line_count=1, total_lines=9, has_more=True, is_estimate=True, end_offset=2**40)
 
     async def follow(self, caller: Caller, *, run: DagRunRef, with_logs: bool) -> AsyncIterator[RunEvent]:
         self.ask("follow", caller, run, with_logs)
@@ -291,6 +340,10 @@ class FakeLink:
         self.authority = "coordinator.example"
         self.error = error
         self.is_closed = False
+        self.names: frozenset[str] = frozenset()
+
+    def proves(self, host: str) -> bool:
+        return host in self.names
 
     def explain(self) -> SecureDaguError | None:
         return self.error

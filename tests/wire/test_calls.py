@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import AsyncIterator
+from datetime import timedelta
 from typing import TypeVar
 
 import pytest
@@ -20,11 +21,12 @@ from secure_dagu.dispatch.model import (
     Verdict,
     WorkerStats,
 )
-from secure_dagu.errors import IntegrityViolation, NotFound
-from secure_dagu.run.model import DagRunRef
+from secure_dagu.dispatch.operating import RunFilter, Window
+from secure_dagu.errors import IntegrityViolation, InvalidRequest, NotFound
+from secure_dagu.run.model import DagRunRef, RunStatus
 from secure_dagu.wire.client import RemoteCoordinator
 from tests.wire.conftest import House
-from tests.wire.fakes import ATTEMPT, BUNDLE, CLAIM, DIGEST, ENTRY, IDENTITY, KEY, RUN, RUNNING, TASK, WORKER, peer
+from tests.wire.fakes import ATTEMPT, BUNDLE, CLAIM, DIGEST, ENTRY, IDENTITY, KEY, NOW, RUN, RUNNING, TASK, WORKER, peer
 
 T = TypeVar("T")
 
@@ -180,6 +182,29 @@ async def test_operators_list_follow_and_read_runs(house: House, client: RemoteC
     assert await client.artifacts(WORKER, run=RUN) == await house.desk.artifacts(WORKER, run=RUN)
     pieces = [data async for data in client.read_artifact(WORKER, run=RUN, path="a/b.txt")]
     assert [len(piece) for piece in pieces] == [3 * 2**20, 2**20]
+
+
+async def test_operators_find_and_count_runs_and_read_pages_of_logs(house: House, client: RemoteCoordinator) -> None:
+    house.peer = peer(Role.ADMIN, "root")
+    wanted = RunFilter(
+        name="mydag", name_part="my", run_id_part="rr", statuses=frozenset({RunStatus.FAILED, RunStatus.QUEUED}),
+        labels=("team=ö*", "!nightly"), since=NOW, until=NOW + timedelta(days=1),
+    )  # fmt: skip
+    for before in (None, (1, "mydag/ü")):
+        found = await client.find_runs(WORKER, wanted, limit=5, before=before)
+        assert found == await house.desk.find_runs(WORKER, wanted, limit=5, before=before)
+    assert house.desk.all("find_runs")[::2] == [(wanted, 5, None), (wanted, 5, (1, "mydag/ü"))]
+    assert await client.count_runs(WORKER, since=NOW, until=None) == {4: 2, 5: 1}
+    assert house.desk.all("count_runs") == [(NOW, None)]
+    window = Window(tail=3, head=4, offset=2**40, limit=7)
+    page = await client.log_page(WORKER, run=RUN, step="s1", stream=LogStream.STDERR, window=window)
+    assert page == await house.desk.log_page(WORKER, run=RUN, step="s1", stream=LogStream.STDERR, window=window)
+    assert house.desk.all("log_page")[0] == (RUN, "s1", LogStream.STDERR, window)
+    for wrong in (Window(tail=-1), Window(limit=10_001)):
+        with pytest.raises(InvalidRequest):
+            await client.log_page(WORKER, run=RUN, step="s1", stream=LogStream.STDOUT, window=wrong)
+    with pytest.raises(InvalidRequest):
+        await client.find_runs(WORKER, wanted, limit=1001, before=None)
 
 
 async def test_a_download_refused_before_its_first_message_carries_the_exact_error(

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import os
 import subprocess
 import sys
 
 
 def run(code: str) -> subprocess.CompletedProcess[str]:
-    return subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+    # This process made its own settings already, and a child would inherit them.
+    fresh = {name: value for name, value in os.environ.items() if not name.startswith("GRPC_")}
+    return subprocess.run([sys.executable, "-c", code], env=fresh, capture_output=True, text=True, check=False)
 
 
 def test_fork_support_is_off_and_the_core_is_quiet_before_grpc_comes() -> None:

@@ -12,13 +12,14 @@ from pathlib import Path
 import pytest
 
 from secure_dagu.dispatch.model import LogPart, LogStream, Owner, Role, WorkerStats
+from secure_dagu.dispatch.operating import RunFilter
 from secure_dagu.errors import ConfigError, PreconditionFailed, Refused, SecureDaguError, Unavailable
 from secure_dagu.telemetry.rpc_series import RpcSeries
 from secure_dagu.wire.channel import Channel
 from secure_dagu.wire.client import RemoteCoordinator
 from secure_dagu.wire.routes import LEGACY_REJECTIONS, WireRoutes
 from tests.wire.conftest import House, coordinator_at
-from tests.wire.fakes import IDENTITY, RUN, TASK, WORKER, FakeLink, peer
+from tests.wire.fakes import IDENTITY, NOW, RUN, TASK, WORKER, FakeLink, peer
 
 STATS = WorkerStats()
 
@@ -71,6 +72,29 @@ async def test_anyone_stops_at_a_lost_precondition(town: Town) -> None:
             await routes.anyone().dispatch(WORKER, TASK)
         assert sum(len(house.desk.asked) for house in houses.values()) == 1
         await routes.close()
+
+
+async def test_what_runs_there_are_is_asked_of_every_coordinator(town: Town) -> None:
+    async with town.open(1, 2) as houses:
+        for house in houses.values():
+            house.peer = peer(Role.ADMIN, "root")
+        houses[1].desk.document = None
+        routes = town.routes(1, 2, 3)  # nobody is at 3
+        anyone = routes.anyone()
+        for _ in range(4):
+            assert await anyone.run_status(WORKER, run=RUN, root=None) == '{"status":1}'
+            assert [run.ident for run in await anyone.find_runs(WORKER, RunFilter(), limit=5, before=None)] == [
+                "mydag/rrun1"
+            ]
+            assert await anyone.count_runs(WORKER, since=NOW, until=None) == {4: 4, 5: 2}
+            assert len(await anyone.runs(WORKER, name=None, run_id=None, limit=5)) == 2
+        houses[2].desk.document = None
+        assert await anyone.run_status(WORKER, run=RUN, root=None) is None
+        await routes.close()
+    routes = town.routes(4, 5)
+    with pytest.raises(Unavailable):
+        await routes.anyone().run_status(WORKER, run=RUN, root=None)
+    await routes.close()
 
 
 async def test_nobody_there_says_why_in_the_dialers_words(town: Town) -> None:
@@ -130,7 +154,7 @@ async def test_a_black_hole_is_known_within_five_seconds(town: Town) -> None:
             async with asyncio.timeout(5):
                 await route.run_heartbeat(WORKER, running=())
             assert "elsewhere.example:9" in route.problem
-            assert "3 s" in route.problem
+            assert "1.5 s" in route.problem
             assert len(houses[1].desk.asked) == 1
             await routes.close()
 

@@ -11,6 +11,7 @@ import grpc
 import grpc.aio
 import pytest
 from grpc_health.v1 import health_pb2
+from msgspec.structs import replace
 from structlog.testing import capture_logs
 
 from secure_dagu.dispatch.model import Caller, Role, WorkerId, WorkerStats
@@ -338,10 +339,9 @@ async def test_a_claim_whose_answer_cannot_be_sent_is_withdrawn(
     house: House, channel_to: Callable[..., Channel]
 ) -> None:
     """The answer is made while the poller's connection is already gone."""
-    import dataclasses
 
-    too_long = dataclasses.replace(CLAIM.task, params="x" * (17 * 2**20))
-    house.desk.claims.put_nowait(dataclasses.replace(CLAIM, task=too_long))
+    too_long = replace(CLAIM.task, params="x" * (17 * 2**20))
+    house.desk.claims.put_nowait(replace(CLAIM, task=too_long))
     with pytest.raises(SecureDaguError):
         await channel_to(house.path).call(
             SERVICE + "Poll", pb.PollRequest(worker_id="w1", poller_id="p").SerializeToString(), 5
@@ -404,5 +404,8 @@ async def test_calls_are_counted_by_method_and_code(house: House, client: Remote
     with pytest.raises(Refused):
         await client.heartbeat(WORKER, labels={}, stats=WorkerStats())
     series = house.calls.method("unary", "coordinator.v1.CoordinatorService", "Heartbeat")
+    async with asyncio.timeout(5):
+        while sum(series.handled.values()) < 2:  # noqa: ASYNC110 - counted after the answer has left
+            await asyncio.sleep(0)
     assert series.handled == {"OK": 1, "PERMISSION_DENIED": 1}
     assert (series.started_count, series.received, series.sent) == (2, 2, 1)

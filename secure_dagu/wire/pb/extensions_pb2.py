@@ -22,43 +22,82 @@ _runtime_version.ValidateProtobufRuntimeVersion(
 _sym_db = _symbol_database.Default()
 
 
+from secure_dagu.wire.pb import coordinator_pb2 as coordinator_dot_v1_dot_coordinator__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x1fsecure_dagu/v1/extensions.proto\x12\x0esecure_dagu.v1\".\n\x19WatchCancellationsRequest\x12\x11\n\tworker_id\x18\x01 \x01(\t\"#\n\x0c\x43\x61ncellation\x12\x13\n\x0b\x61ttempt_key\x18\x01 \x01(\t\"F\n\x0fListRunsRequest\x12\x10\n\x08\x64\x61g_name\x18\x01 \x01(\t\x12\x12\n\ndag_run_id\x18\x02 \x01(\t\x12\r\n\x05limit\x18\x03 \x01(\x05\"<\n\x10ListRunsResponse\x12(\n\x04runs\x18\x01 \x03(\x0b\x32\x1a.secure_dagu.v1.RunSummary\"\xd5\x01\n\nRunSummary\x12\x10\n\x08\x64\x61g_name\x18\x01 \x01(\t\x12\x12\n\ndag_run_id\x18\x02 \x01(\t\x12\x19\n\x11root_dag_run_name\x18\x03 \x01(\t\x12\x17\n\x0froot_dag_run_id\x18\x04 \x01(\t\x12\x0e\n\x06status\x18\x05 \x01(\x05\x12\x11\n\tworker_id\x18\x06 \x01(\t\x12\r\n\x05\x65rror\x18\x07 \x01(\t\x12\x12\n\ncreated_at\x18\x08 \x01(\x03\x12\x12\n\nstarted_at\x18\t \x01(\x03\x12\x13\n\x0b\x66inished_at\x18\n \x01(\x03\"K\n\x10\x46ollowRunRequest\x12\x10\n\x08\x64\x61g_name\x18\x01 \x01(\t\x12\x12\n\ndag_run_id\x18\x02 \x01(\t\x12\x11\n\twith_logs\x18\x03 \x01(\x08\"y\n\x08RunEvent\x12\x13\n\x0bstatus_json\x18\x01 \x01(\t\x12\x11\n\tstep_name\x18\x02 \x01(\t\x12\x13\n\x0bstream_type\x18\x03 \x01(\x05\x12\x13\n\x0b\x62yte_offset\x18\x04 \x01(\x04\x12\x0c\n\x04\x64\x61ta\x18\x05 \x01(\x0c\x12\r\n\x05\x65nded\x18\x06 \x01(\x08\"s\n\x0eReadLogRequest\x12\x10\n\x08\x64\x61g_name\x18\x01 \x01(\t\x12\x12\n\ndag_run_id\x18\x02 \x01(\t\x12\x11\n\tstep_name\x18\x03 \x01(\t\x12\x13\n\x0bstream_type\x18\x04 \x01(\x05\x12\x13\n\x0b\x62yte_offset\x18\x05 \x01(\x04\"\x15\n\x05\x42ytes\x12\x0c\n\x04\x64\x61ta\x18\x01 \x01(\x0c\"<\n\x14ListArtifactsRequest\x12\x10\n\x08\x64\x61g_name\x18\x01 \x01(\t\x12\x12\n\ndag_run_id\x18\x02 \x01(\t\"H\n\x15ListArtifactsResponse\x12/\n\tartifacts\x18\x01 \x03(\x0b\x32\x1c.secure_dagu.v1.ArtifactInfo\"0\n\x0c\x41rtifactInfo\x12\x0c\n\x04path\x18\x01 \x01(\t\x12\x12\n\nsize_bytes\x18\x02 \x01(\x04\"I\n\x13ReadArtifactRequest\x12\x10\n\x08\x64\x61g_name\x18\x01 \x01(\t\x12\x12\n\ndag_run_id\x18\x02 \x01(\t\x12\x0c\n\x04path\x18\x03 \x01(\t2o\n\x0cWorkerEvents\x12_\n\x12WatchCancellations\x12).secure_dagu.v1.WatchCancellationsRequest\x1a\x1c.secure_dagu.v1.Cancellation0\x01\x32\x96\x03\n\nOperations\x12M\n\x08ListRuns\x12\x1f.secure_dagu.v1.ListRunsRequest\x1a .secure_dagu.v1.ListRunsResponse\x12I\n\tFollowRun\x12 .secure_dagu.v1.FollowRunRequest\x1a\x18.secure_dagu.v1.RunEvent0\x01\x12\x42\n\x07ReadLog\x12\x1e.secure_dagu.v1.ReadLogRequest\x1a\x15.secure_dagu.v1.Bytes0\x01\x12\\\n\rListArtifacts\x12$.secure_dagu.v1.ListArtifactsRequest\x1a%.secure_dagu.v1.ListArtifactsResponse\x12L\n\x0cReadArtifact\x12#.secure_dagu.v1.ReadArtifactRequest\x1a\x15.secure_dagu.v1.Bytes0\x01\x62\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x1fsecure_dagu/v1/extensions.proto\x12\x0esecure_dagu.v1\x1a coordinator/v1/coordinator.proto\".\n\x19WatchCancellationsRequest\x12\x11\n\tworker_id\x18\x01 \x01(\t\"#\n\x0c\x43\x61ncellation\x12\x13\n\x0b\x61ttempt_key\x18\x01 \x01(\t\"F\n\x0fListRunsRequest\x12\x10\n\x08\x64\x61g_name\x18\x01 \x01(\t\x12\x12\n\ndag_run_id\x18\x02 \x01(\t\x12\r\n\x05limit\x18\x03 \x01(\x05\"<\n\x10ListRunsResponse\x12(\n\x04runs\x18\x01 \x03(\x0b\x32\x1a.secure_dagu.v1.RunSummary\"\xc3\x01\n\x0f\x46indRunsRequest\x12\x10\n\x08\x64\x61g_name\x18\x01 \x01(\t\x12\x11\n\tname_part\x18\x02 \x01(\t\x12\x13\n\x0brun_id_part\x18\x03 \x01(\t\x12\x10\n\x08statuses\x18\x04 \x03(\x05\x12\x0e\n\x06labels\x18\x05 \x03(\t\x12\r\n\x05since\x18\x06 \x01(\x03\x12\r\n\x05until\x18\x07 \x01(\x03\x12\r\n\x05limit\x18\x08 \x01(\x05\x12\x11\n\tbefore_at\x18\t \x01(\x03\x12\x14\n\x0c\x62\x65\x66ore_ident\x18\n \x01(\t\";\n\x10\x46indRunsResponse\x12\'\n\x04runs\x18\x01 \x03(\x0b\x32\x19.secure_dagu.v1.ListedRun\"M\n\tListedRun\x12\n\n\x02\x61t\x18\x01 \x01(\x03\x12\r\n\x05ident\x18\x02 \x01(\t\x12\x13\n\x0bstatus_json\x18\x03 \x01(\t\x12\x10\n\x08revision\x18\x04 \x01(\t\"0\n\x10\x43ountRunsRequest\x12\r\n\x05since\x18\x01 \x01(\x03\x12\r\n\x05until\x18\x02 \x01(\x03\"\x88\x01\n\x11\x43ountRunsResponse\x12\x42\n\tby_status\x18\x01 \x03(\x0b\x32/.secure_dagu.v1.CountRunsResponse.ByStatusEntry\x1a/\n\rByStatusEntry\x12\x0b\n\x03key\x18\x01 \x01(\x05\x12\r\n\x05value\x18\x02 \x01(\x03:\x02\x38\x01\"\xd5\x01\n\nRunSummary\x12\x10\n\x08\x64\x61g_name\x18\x01 \x01(\t\x12\x12\n\ndag_run_id\x18\x02 \x01(\t\x12\x19\n\x11root_dag_run_name\x18\x03 \x01(\t\x12\x17\n\x0froot_dag_run_id\x18\x04 \x01(\t\x12\x0e\n\x06status\x18\x05 \x01(\x05\x12\x11\n\tworker_id\x18\x06 \x01(\t\x12\r\n\x05\x65rror\x18\x07 \x01(\t\x12\x12\n\ncreated_at\x18\x08 \x01(\x03\x12\x12\n\nstarted_at\x18\t \x01(\x03\x12\x13\n\x0b\x66inished_at\x18\n \x01(\x03\"K\n\x10\x46ollowRunRequest\x12\x10\n\x08\x64\x61g_name\x18\x01 \x01(\t\x12\x12\n\ndag_run_id\x18\x02 \x01(\t\x12\x11\n\twith_logs\x18\x03 \x01(\x08\"y\n\x08RunEvent\x12\x13\n\x0bstatus_json\x18\x01 \x01(\t\x12\x11\n\tstep_name\x18\x02 \x01(\t\x12\x13\n\x0bstream_type\x18\x03 \x01(\x05\x12\x13\n\x0b\x62yte_offset\x18\x04 \x01(\x04\x12\x0c\n\x04\x64\x61ta\x18\x05 \x01(\x0c\x12\r\n\x05\x65nded\x18\x06 \x01(\x08\"s\n\x0eReadLogRequest\x12\x10\n\x08\x64\x61g_name\x18\x01 \x01(\t\x12\x12\n\ndag_run_id\x18\x02 \x01(\t\x12\x11\n\tstep_name\x18\x03 \x01(\t\x12\x13\n\x0bstream_type\x18\x04 \x01(\x05\x12\x13\n\x0b\x62yte_offset\x18\x05 \x01(\x04\"\x9d\x01\n\x12ReadLogPageRequest\x12\x10\n\x08\x64\x61g_name\x18\x01 \x01(\t\x12\x12\n\ndag_run_id\x18\x02 \x01(\t\x12\x11\n\tstep_name\x18\x03 \x01(\t\x12\x13\n\x0bstream_type\x18\x04 \x01(\x05\x12\x0c\n\x04tail\x18\x05 \x01(\x05\x12\x0c\n\x04head\x18\x06 \x01(\x05\x12\x0e\n\x06offset\x18\x07 \x01(\x03\x12\r\n\x05limit\x18\x08 \x01(\x05\"~\n\x07LogPage\x12\x0f\n\x07\x63ontent\x18\x01 \x01(\t\x12\x12\n\nline_count\x18\x02 \x01(\x03\x12\x13\n\x0btotal_lines\x18\x03 \x01(\x03\x12\x10\n\x08has_more\x18\x04 \x01(\x08\x12\x13\n\x0bis_estimate\x18\x05 \x01(\x08\x12\x12\n\nend_offset\x18\x06 \x01(\x03\"\x15\n\x05\x42ytes\x12\x0c\n\x04\x64\x61ta\x18\x01 \x01(\x0c\"<\n\x14ListArtifactsRequest\x12\x10\n\x08\x64\x61g_name\x18\x01 \x01(\t\x12\x12\n\ndag_run_id\x18\x02 \x01(\t\"H\n\x15ListArtifactsResponse\x12/\n\tartifacts\x18\x01 \x03(\x0b\x32\x1c.secure_dagu.v1.ArtifactInfo\"0\n\x0c\x41rtifactInfo\x12\x0c\n\x04path\x18\x01 \x01(\t\x12\x12\n\nsize_bytes\x18\x02 \x01(\x04\"I\n\x13ReadArtifactRequest\x12\x10\n\x08\x64\x61g_name\x18\x01 \x01(\t\x12\x12\n\ndag_run_id\x18\x02 \x01(\t\x12\x0c\n\x04path\x18\x03 \x01(\t\"G\n\x0f\x41nnounceRequest\x12\x11\n\tworker_id\x18\x01 \x01(\t\x12\x0f\n\x07version\x18\x02 \x01(\t\x12\x10\n\x08presence\x18\x03 \x01(\x05\"\x12\n\x10\x41nnounceResponse\"\x15\n\x13ListMachinesRequest\"A\n\x14ListMachinesResponse\x12)\n\x08machines\x18\x01 \x03(\x0b\x32\x17.secure_dagu.v1.Machine\"\x89\x02\n\x07Machine\x12*\n\x06worker\x18\x01 \x01(\x0b\x32\x1a.coordinator.v1.WorkerInfo\x12\r\n\x05state\x18\x02 \x01(\t\x12\x10\n\x08identity\x18\x03 \x01(\t\x12\x0e\n\x06serial\x18\x04 \x01(\t\x12\x0e\n\x06issuer\x18\x05 \x01(\t\x12\x11\n\tnot_after\x18\x06 \x01(\x03\x12\x13\n\x0btls_version\x18\x07 \x01(\t\x12\x0e\n\x06\x63ipher\x18\x08 \x01(\t\x12\r\n\x05group\x18\t \x01(\t\x12\x0f\n\x07\x61\x64\x64ress\x18\n \x01(\t\x12\x17\n\x0f\x63onnected_since\x18\x0b \x01(\x03\x12\x0f\n\x07version\x18\x0c \x01(\t\x12\x0f\n\x07is_lost\x18\r \x01(\x08\"9\n\x12\x44rainWorkerRequest\x12\x11\n\tworker_id\x18\x01 \x01(\t\x12\x10\n\x08\x64raining\x18\x02 \x01(\x08\"\x15\n\x13\x44rainWorkerResponse\"\x12\n\x10ListLinksRequest\"<\n\x11ListLinksResponse\x12\'\n\x05links\x18\x01 \x03(\x0b\x32\x18.secure_dagu.v1.LinkInfo\"\xa5\x01\n\x08LinkInfo\x12\x10\n\x08identity\x18\x01 \x01(\t\x12\x0c\n\x04role\x18\x02 \x01(\t\x12\x0f\n\x07\x61\x64\x64ress\x18\x03 \x01(\t\x12\x13\n\x0btls_version\x18\x04 \x01(\t\x12\x0e\n\x06\x63ipher\x18\x05 \x01(\t\x12\r\n\x05group\x18\x06 \x01(\t\x12\x0e\n\x06serial\x18\x07 \x01(\t\x12\x11\n\tnot_after\x18\x08 \x01(\x03\x12\x11\n\topened_at\x18\t \x01(\x03\x32\xbe\x01\n\x0cWorkerEvents\x12_\n\x12WatchCancellations\x12).secure_dagu.v1.WatchCancellationsRequest\x1a\x1c.secure_dagu.v1.Cancellation0\x01\x12M\n\x08\x41nnounce\x12\x1f.secure_dagu.v1.AnnounceRequest\x1a .secure_dagu.v1.AnnounceResponse2\x88\x07\n\nOperations\x12M\n\x08ListRuns\x12\x1f.secure_dagu.v1.ListRunsRequest\x1a .secure_dagu.v1.ListRunsResponse\x12M\n\x08\x46indRuns\x12\x1f.secure_dagu.v1.FindRunsRequest\x1a .secure_dagu.v1.FindRunsResponse\x12P\n\tCountRuns\x12 .secure_dagu.v1.CountRunsRequest\x1a!.secure_dagu.v1.CountRunsResponse\x12I\n\tFollowRun\x12 .secure_dagu.v1.FollowRunRequest\x1a\x18.secure_dagu.v1.RunEvent0\x01\x12\x42\n\x07ReadLog\x12\x1e.secure_dagu.v1.ReadLogRequest\x1a\x15.secure_dagu.v1.Bytes0\x01\x12J\n\x0bReadLogPage\x12\".secure_dagu.v1.ReadLogPageRequest\x1a\x17.secure_dagu.v1.LogPage\x12\\\n\rListArtifacts\x12$.secure_dagu.v1.ListArtifactsRequest\x1a%.secure_dagu.v1.ListArtifactsResponse\x12L\n\x0cReadArtifact\x12#.secure_dagu.v1.ReadArtifactRequest\x1a\x15.secure_dagu.v1.Bytes0\x01\x12Y\n\x0cListMachines\x12#.secure_dagu.v1.ListMachinesRequest\x1a$.secure_dagu.v1.ListMachinesResponse\x12V\n\x0b\x44rainWorker\x12\".secure_dagu.v1.DrainWorkerRequest\x1a#.secure_dagu.v1.DrainWorkerResponse\x12P\n\tListLinks\x12 .secure_dagu.v1.ListLinksRequest\x1a!.secure_dagu.v1.ListLinksResponseb\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
 _builder.BuildTopDescriptorsAndMessages(DESCRIPTOR, 'secure_dagu.wire.pb.extensions_pb2', _globals)
 if not _descriptor._USE_C_DESCRIPTORS:
   DESCRIPTOR._loaded_options = None
-  _globals['_WATCHCANCELLATIONSREQUEST']._serialized_start=51
-  _globals['_WATCHCANCELLATIONSREQUEST']._serialized_end=97
-  _globals['_CANCELLATION']._serialized_start=99
-  _globals['_CANCELLATION']._serialized_end=134
-  _globals['_LISTRUNSREQUEST']._serialized_start=136
-  _globals['_LISTRUNSREQUEST']._serialized_end=206
-  _globals['_LISTRUNSRESPONSE']._serialized_start=208
-  _globals['_LISTRUNSRESPONSE']._serialized_end=268
-  _globals['_RUNSUMMARY']._serialized_start=271
-  _globals['_RUNSUMMARY']._serialized_end=484
-  _globals['_FOLLOWRUNREQUEST']._serialized_start=486
-  _globals['_FOLLOWRUNREQUEST']._serialized_end=561
-  _globals['_RUNEVENT']._serialized_start=563
-  _globals['_RUNEVENT']._serialized_end=684
-  _globals['_READLOGREQUEST']._serialized_start=686
-  _globals['_READLOGREQUEST']._serialized_end=801
-  _globals['_BYTES']._serialized_start=803
-  _globals['_BYTES']._serialized_end=824
-  _globals['_LISTARTIFACTSREQUEST']._serialized_start=826
-  _globals['_LISTARTIFACTSREQUEST']._serialized_end=886
-  _globals['_LISTARTIFACTSRESPONSE']._serialized_start=888
-  _globals['_LISTARTIFACTSRESPONSE']._serialized_end=960
-  _globals['_ARTIFACTINFO']._serialized_start=962
-  _globals['_ARTIFACTINFO']._serialized_end=1010
-  _globals['_READARTIFACTREQUEST']._serialized_start=1012
-  _globals['_READARTIFACTREQUEST']._serialized_end=1085
-  _globals['_WORKEREVENTS']._serialized_start=1087
-  _globals['_WORKEREVENTS']._serialized_end=1198
-  _globals['_OPERATIONS']._serialized_start=1201
-  _globals['_OPERATIONS']._serialized_end=1607
+  _globals['_COUNTRUNSRESPONSE_BYSTATUSENTRY']._loaded_options = None
+  _globals['_COUNTRUNSRESPONSE_BYSTATUSENTRY']._serialized_options = b'8\001'
+  _globals['_WATCHCANCELLATIONSREQUEST']._serialized_start=85
+  _globals['_WATCHCANCELLATIONSREQUEST']._serialized_end=131
+  _globals['_CANCELLATION']._serialized_start=133
+  _globals['_CANCELLATION']._serialized_end=168
+  _globals['_LISTRUNSREQUEST']._serialized_start=170
+  _globals['_LISTRUNSREQUEST']._serialized_end=240
+  _globals['_LISTRUNSRESPONSE']._serialized_start=242
+  _globals['_LISTRUNSRESPONSE']._serialized_end=302
+  _globals['_FINDRUNSREQUEST']._serialized_start=305
+  _globals['_FINDRUNSREQUEST']._serialized_end=500
+  _globals['_FINDRUNSRESPONSE']._serialized_start=502
+  _globals['_FINDRUNSRESPONSE']._serialized_end=561
+  _globals['_LISTEDRUN']._serialized_start=563
+  _globals['_LISTEDRUN']._serialized_end=640
+  _globals['_COUNTRUNSREQUEST']._serialized_start=642
+  _globals['_COUNTRUNSREQUEST']._serialized_end=690
+  _globals['_COUNTRUNSRESPONSE']._serialized_start=693
+  _globals['_COUNTRUNSRESPONSE']._serialized_end=829
+  _globals['_COUNTRUNSRESPONSE_BYSTATUSENTRY']._serialized_start=782
+  _globals['_COUNTRUNSRESPONSE_BYSTATUSENTRY']._serialized_end=829
+  _globals['_RUNSUMMARY']._serialized_start=832
+  _globals['_RUNSUMMARY']._serialized_end=1045
+  _globals['_FOLLOWRUNREQUEST']._serialized_start=1047
+  _globals['_FOLLOWRUNREQUEST']._serialized_end=1122
+  _globals['_RUNEVENT']._serialized_start=1124
+  _globals['_RUNEVENT']._serialized_end=1245
+  _globals['_READLOGREQUEST']._serialized_start=1247
+  _globals['_READLOGREQUEST']._serialized_end=1362
+  _globals['_READLOGPAGEREQUEST']._serialized_start=1365
+  _globals['_READLOGPAGEREQUEST']._serialized_end=1522
+  _globals['_LOGPAGE']._serialized_start=1524
+  _globals['_LOGPAGE']._serialized_end=1650
+  _globals['_BYTES']._serialized_start=1652
+  _globals['_BYTES']._serialized_end=1673
+  _globals['_LISTARTIFACTSREQUEST']._serialized_start=1675
+  _globals['_LISTARTIFACTSREQUEST']._serialized_end=1735
+  _globals['_LISTARTIFACTSRESPONSE']._serialized_start=1737
+  _globals['_LISTARTIFACTSRESPONSE']._serialized_end=1809
+  _globals['_ARTIFACTINFO']._serialized_start=1811
+  _globals['_ARTIFACTINFO']._serialized_end=1859
+  _globals['_READARTIFACTREQUEST']._serialized_start=1861
+  _globals['_READARTIFACTREQUEST']._serialized_end=1934
+  _globals['_ANNOUNCEREQUEST']._serialized_start=1936
+  _globals['_ANNOUNCEREQUEST']._serialized_end=2007
+  _globals['_ANNOUNCERESPONSE']._serialized_start=2009
+  _globals['_ANNOUNCERESPONSE']._serialized_end=2027
+  _globals['_LISTMACHINESREQUEST']._serialized_start=2029
+  _globals['_LISTMACHINESREQUEST']._serialized_end=2050
+  _globals['_LISTMACHINESRESPONSE']._serialized_start=2052
+  _globals['_LISTMACHINESRESPONSE']._serialized_end=2117
+  _globals['_MACHINE']._serialized_start=2120
+  _globals['_MACHINE']._serialized_end=2385
+  _globals['_DRAINWORKERREQUEST']._serialized_start=2387
+  _globals['_DRAINWORKERREQUEST']._serialized_end=2444
+  _globals['_DRAINWORKERRESPONSE']._serialized_start=2446
+  _globals['_DRAINWORKERRESPONSE']._serialized_end=2467
+  _globals['_LISTLINKSREQUEST']._serialized_start=2469
+  _globals['_LISTLINKSREQUEST']._serialized_end=2487
+  _globals['_LISTLINKSRESPONSE']._serialized_start=2489
+  _globals['_LISTLINKSRESPONSE']._serialized_end=2549
+  _globals['_LINKINFO']._serialized_start=2552
+  _globals['_LINKINFO']._serialized_end=2717
+  _globals['_WORKEREVENTS']._serialized_start=2720
+  _globals['_WORKEREVENTS']._serialized_end=2910
+  _globals['_OPERATIONS']._serialized_start=2913
+  _globals['_OPERATIONS']._serialized_end=3817
 # @@protoc_insertion_point(module_scope)

@@ -6,6 +6,7 @@ A peer that does not know these services answers UNIMPLEMENTED, and our side car
 """
 
 from collections import abc as _abc
+from secure_dagu.wire.pb import coordinator_pb2 as _coordinator_pb2
 from google.protobuf import descriptor as _descriptor
 from google.protobuf import message as _message
 from google.protobuf.internal import containers as _containers
@@ -104,6 +105,176 @@ class ListRunsResponse(_message.Message):
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___ListRunsResponse: _TypeAlias = ListRunsResponse  # noqa: Y015
+
+@_typing.final
+class FindRunsRequest(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    DAG_NAME_FIELD_NUMBER: _builtins.int
+    NAME_PART_FIELD_NUMBER: _builtins.int
+    RUN_ID_PART_FIELD_NUMBER: _builtins.int
+    STATUSES_FIELD_NUMBER: _builtins.int
+    LABELS_FIELD_NUMBER: _builtins.int
+    SINCE_FIELD_NUMBER: _builtins.int
+    UNTIL_FIELD_NUMBER: _builtins.int
+    LIMIT_FIELD_NUMBER: _builtins.int
+    BEFORE_AT_FIELD_NUMBER: _builtins.int
+    BEFORE_IDENT_FIELD_NUMBER: _builtins.int
+    dag_name: _builtins.str
+    """Exact; empty means any, as for the rest."""
+    name_part: _builtins.str
+    run_id_part: _builtins.str
+    since: _builtins.int
+    """Unix milliseconds; 0 means open."""
+    until: _builtins.int
+    limit: _builtins.int
+    """0 means 100; at most 1000."""
+    before_at: _builtins.int
+    """Where the page before ended: both of its last run; 0 and empty for the first page."""
+    before_ident: _builtins.str
+    @_builtins.property
+    def statuses(self) -> _containers.RepeatedScalarFieldContainer[_builtins.int]:
+        """coordinator.v1 run status numbers."""
+
+    @_builtins.property
+    def labels(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
+        """key, key=value, !key or !key=value; all must hold."""
+
+    def __init__(
+        self,
+        *,
+        dag_name: _builtins.str = ...,
+        name_part: _builtins.str = ...,
+        run_id_part: _builtins.str = ...,
+        statuses: _abc.Iterable[_builtins.int] | None = ...,
+        labels: _abc.Iterable[_builtins.str] | None = ...,
+        since: _builtins.int = ...,
+        until: _builtins.int = ...,
+        limit: _builtins.int = ...,
+        before_at: _builtins.int = ...,
+        before_ident: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["before_at", b"before_at", "before_ident", b"before_ident", "dag_name", b"dag_name", "labels", b"labels", "limit", b"limit", "name_part", b"name_part", "run_id_part", b"run_id_part", "since", b"since", "statuses", b"statuses", "until", b"until"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___FindRunsRequest: _TypeAlias = FindRunsRequest  # noqa: Y015
+
+@_typing.final
+class FindRunsResponse(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    RUNS_FIELD_NUMBER: _builtins.int
+    @_builtins.property
+    def runs(self) -> _containers.RepeatedCompositeFieldContainer[Global___ListedRun]: ...
+    def __init__(
+        self,
+        *,
+        runs: _abc.Iterable[Global___ListedRun] | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["runs", b"runs"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___FindRunsResponse: _TypeAlias = FindRunsResponse  # noqa: Y015
+
+@_typing.final
+class ListedRun(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    AT_FIELD_NUMBER: _builtins.int
+    IDENT_FIELD_NUMBER: _builtins.int
+    STATUS_JSON_FIELD_NUMBER: _builtins.int
+    REVISION_FIELD_NUMBER: _builtins.int
+    at: _builtins.int
+    """Unix milliseconds, and DAG/run id: where it stands in the list."""
+    ident: _builtins.str
+    status_json: _builtins.str
+    """As lists show it: without its nodes."""
+    revision: _builtins.str
+    """Another one after every change of the run, of its steps too."""
+    def __init__(
+        self,
+        *,
+        at: _builtins.int = ...,
+        ident: _builtins.str = ...,
+        status_json: _builtins.str = ...,
+        revision: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["at", b"at", "ident", b"ident", "revision", b"revision", "status_json", b"status_json"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___ListedRun: _TypeAlias = ListedRun  # noqa: Y015
+
+@_typing.final
+class CountRunsRequest(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    SINCE_FIELD_NUMBER: _builtins.int
+    UNTIL_FIELD_NUMBER: _builtins.int
+    since: _builtins.int
+    """Unix milliseconds; 0 means open."""
+    until: _builtins.int
+    def __init__(
+        self,
+        *,
+        since: _builtins.int = ...,
+        until: _builtins.int = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["since", b"since", "until", b"until"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___CountRunsRequest: _TypeAlias = CountRunsRequest  # noqa: Y015
+
+@_typing.final
+class CountRunsResponse(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    @_typing.final
+    class ByStatusEntry(_message.Message):
+        DESCRIPTOR: _descriptor.Descriptor
+
+        KEY_FIELD_NUMBER: _builtins.int
+        VALUE_FIELD_NUMBER: _builtins.int
+        key: _builtins.int
+        value: _builtins.int
+        def __init__(
+            self,
+            *,
+            key: _builtins.int = ...,
+            value: _builtins.int = ...,
+        ) -> None: ...
+        _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+        def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+        _ClearFieldArgType: _TypeAlias = _typing.Literal["key", b"key", "value", b"value"]  # noqa: Y015
+        def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+        def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+    BY_STATUS_FIELD_NUMBER: _builtins.int
+    @_builtins.property
+    def by_status(self) -> _containers.ScalarMap[_builtins.int, _builtins.int]: ...
+    def __init__(
+        self,
+        *,
+        by_status: _abc.Mapping[_builtins.int, _builtins.int] | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["by_status", b"by_status"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___CountRunsResponse: _TypeAlias = CountRunsResponse  # noqa: Y015
 
 @_typing.final
 class RunSummary(_message.Message):
@@ -248,6 +419,83 @@ class ReadLogRequest(_message.Message):
 Global___ReadLogRequest: _TypeAlias = ReadLogRequest  # noqa: Y015
 
 @_typing.final
+class ReadLogPageRequest(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    DAG_NAME_FIELD_NUMBER: _builtins.int
+    DAG_RUN_ID_FIELD_NUMBER: _builtins.int
+    STEP_NAME_FIELD_NUMBER: _builtins.int
+    STREAM_TYPE_FIELD_NUMBER: _builtins.int
+    TAIL_FIELD_NUMBER: _builtins.int
+    HEAD_FIELD_NUMBER: _builtins.int
+    OFFSET_FIELD_NUMBER: _builtins.int
+    LIMIT_FIELD_NUMBER: _builtins.int
+    dag_name: _builtins.str
+    dag_run_id: _builtins.str
+    step_name: _builtins.str
+    stream_type: _builtins.int
+    tail: _builtins.int
+    """The last lines, the first lines, or `limit` lines from line `offset` on (1 is the first); at most 10000."""
+    head: _builtins.int
+    offset: _builtins.int
+    limit: _builtins.int
+    def __init__(
+        self,
+        *,
+        dag_name: _builtins.str = ...,
+        dag_run_id: _builtins.str = ...,
+        step_name: _builtins.str = ...,
+        stream_type: _builtins.int = ...,
+        tail: _builtins.int = ...,
+        head: _builtins.int = ...,
+        offset: _builtins.int = ...,
+        limit: _builtins.int = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["dag_name", b"dag_name", "dag_run_id", b"dag_run_id", "head", b"head", "limit", b"limit", "offset", b"offset", "step_name", b"step_name", "stream_type", b"stream_type", "tail", b"tail"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___ReadLogPageRequest: _TypeAlias = ReadLogPageRequest  # noqa: Y015
+
+@_typing.final
+class LogPage(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    CONTENT_FIELD_NUMBER: _builtins.int
+    LINE_COUNT_FIELD_NUMBER: _builtins.int
+    TOTAL_LINES_FIELD_NUMBER: _builtins.int
+    HAS_MORE_FIELD_NUMBER: _builtins.int
+    IS_ESTIMATE_FIELD_NUMBER: _builtins.int
+    END_OFFSET_FIELD_NUMBER: _builtins.int
+    content: _builtins.str
+    """At most 4 MiB; where bytes are no UTF-8 there are replacement characters."""
+    line_count: _builtins.int
+    total_lines: _builtins.int
+    has_more: _builtins.bool
+    is_estimate: _builtins.bool
+    end_offset: _builtins.int
+    """Bytes of the log up to the end of the content."""
+    def __init__(
+        self,
+        *,
+        content: _builtins.str = ...,
+        line_count: _builtins.int = ...,
+        total_lines: _builtins.int = ...,
+        has_more: _builtins.bool = ...,
+        is_estimate: _builtins.bool = ...,
+        end_offset: _builtins.int = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["content", b"content", "end_offset", b"end_offset", "has_more", b"has_more", "is_estimate", b"is_estimate", "line_count", b"line_count", "total_lines", b"total_lines"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___LogPage: _TypeAlias = LogPage  # noqa: Y015
+
+@_typing.final
 class Bytes(_message.Message):
     DESCRIPTOR: _descriptor.Descriptor
 
@@ -354,3 +602,256 @@ class ReadArtifactRequest(_message.Message):
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___ReadArtifactRequest: _TypeAlias = ReadArtifactRequest  # noqa: Y015
+
+@_typing.final
+class AnnounceRequest(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    WORKER_ID_FIELD_NUMBER: _builtins.int
+    VERSION_FIELD_NUMBER: _builtins.int
+    PRESENCE_FIELD_NUMBER: _builtins.int
+    worker_id: _builtins.str
+    version: _builtins.str
+    presence: _builtins.int
+    """1 working, 2 draining: finishes what it runs, 3 leaving."""
+    def __init__(
+        self,
+        *,
+        worker_id: _builtins.str = ...,
+        version: _builtins.str = ...,
+        presence: _builtins.int = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["presence", b"presence", "version", b"version", "worker_id", b"worker_id"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___AnnounceRequest: _TypeAlias = AnnounceRequest  # noqa: Y015
+
+@_typing.final
+class AnnounceResponse(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    def __init__(
+        self,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___AnnounceResponse: _TypeAlias = AnnounceResponse  # noqa: Y015
+
+@_typing.final
+class ListMachinesRequest(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    def __init__(
+        self,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___ListMachinesRequest: _TypeAlias = ListMachinesRequest  # noqa: Y015
+
+@_typing.final
+class ListMachinesResponse(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    MACHINES_FIELD_NUMBER: _builtins.int
+    @_builtins.property
+    def machines(self) -> _containers.RepeatedCompositeFieldContainer[Global___Machine]: ...
+    def __init__(
+        self,
+        *,
+        machines: _abc.Iterable[Global___Machine] | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["machines", b"machines"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___ListMachinesResponse: _TypeAlias = ListMachinesResponse  # noqa: Y015
+
+@_typing.final
+class Machine(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    WORKER_FIELD_NUMBER: _builtins.int
+    STATE_FIELD_NUMBER: _builtins.int
+    IDENTITY_FIELD_NUMBER: _builtins.int
+    SERIAL_FIELD_NUMBER: _builtins.int
+    ISSUER_FIELD_NUMBER: _builtins.int
+    NOT_AFTER_FIELD_NUMBER: _builtins.int
+    TLS_VERSION_FIELD_NUMBER: _builtins.int
+    CIPHER_FIELD_NUMBER: _builtins.int
+    GROUP_FIELD_NUMBER: _builtins.int
+    ADDRESS_FIELD_NUMBER: _builtins.int
+    CONNECTED_SINCE_FIELD_NUMBER: _builtins.int
+    VERSION_FIELD_NUMBER: _builtins.int
+    IS_LOST_FIELD_NUMBER: _builtins.int
+    state: _builtins.str
+    """active, draining or quarantined."""
+    identity: _builtins.str
+    """What the newest live connection of its certificate proves; empty while it has none."""
+    serial: _builtins.str
+    issuer: _builtins.str
+    not_after: _builtins.int
+    """Unix milliseconds; 0 when unknown."""
+    tls_version: _builtins.str
+    cipher: _builtins.str
+    group: _builtins.str
+    address: _builtins.str
+    connected_since: _builtins.int
+    version: _builtins.str
+    is_lost: _builtins.bool
+    """True when it went without a word, or said that it goes."""
+    @_builtins.property
+    def worker(self) -> _coordinator_pb2.WorkerInfo: ...
+    def __init__(
+        self,
+        *,
+        worker: _coordinator_pb2.WorkerInfo | None = ...,
+        state: _builtins.str = ...,
+        identity: _builtins.str = ...,
+        serial: _builtins.str = ...,
+        issuer: _builtins.str = ...,
+        not_after: _builtins.int = ...,
+        tls_version: _builtins.str = ...,
+        cipher: _builtins.str = ...,
+        group: _builtins.str = ...,
+        address: _builtins.str = ...,
+        connected_since: _builtins.int = ...,
+        version: _builtins.str = ...,
+        is_lost: _builtins.bool = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["worker", b"worker"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["address", b"address", "cipher", b"cipher", "connected_since", b"connected_since", "group", b"group", "identity", b"identity", "is_lost", b"is_lost", "issuer", b"issuer", "not_after", b"not_after", "serial", b"serial", "state", b"state", "tls_version", b"tls_version", "version", b"version", "worker", b"worker"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___Machine: _TypeAlias = Machine  # noqa: Y015
+
+@_typing.final
+class DrainWorkerRequest(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    WORKER_ID_FIELD_NUMBER: _builtins.int
+    DRAINING_FIELD_NUMBER: _builtins.int
+    worker_id: _builtins.str
+    """A worker id, or the name that its certificate holds and that covers `name@…` too."""
+    draining: _builtins.bool
+    def __init__(
+        self,
+        *,
+        worker_id: _builtins.str = ...,
+        draining: _builtins.bool = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["draining", b"draining", "worker_id", b"worker_id"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___DrainWorkerRequest: _TypeAlias = DrainWorkerRequest  # noqa: Y015
+
+@_typing.final
+class DrainWorkerResponse(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    def __init__(
+        self,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___DrainWorkerResponse: _TypeAlias = DrainWorkerResponse  # noqa: Y015
+
+@_typing.final
+class ListLinksRequest(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    def __init__(
+        self,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___ListLinksRequest: _TypeAlias = ListLinksRequest  # noqa: Y015
+
+@_typing.final
+class ListLinksResponse(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    LINKS_FIELD_NUMBER: _builtins.int
+    @_builtins.property
+    def links(self) -> _containers.RepeatedCompositeFieldContainer[Global___LinkInfo]: ...
+    def __init__(
+        self,
+        *,
+        links: _abc.Iterable[Global___LinkInfo] | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["links", b"links"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___ListLinksResponse: _TypeAlias = ListLinksResponse  # noqa: Y015
+
+@_typing.final
+class LinkInfo(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    IDENTITY_FIELD_NUMBER: _builtins.int
+    ROLE_FIELD_NUMBER: _builtins.int
+    ADDRESS_FIELD_NUMBER: _builtins.int
+    TLS_VERSION_FIELD_NUMBER: _builtins.int
+    CIPHER_FIELD_NUMBER: _builtins.int
+    GROUP_FIELD_NUMBER: _builtins.int
+    SERIAL_FIELD_NUMBER: _builtins.int
+    NOT_AFTER_FIELD_NUMBER: _builtins.int
+    OPENED_AT_FIELD_NUMBER: _builtins.int
+    identity: _builtins.str
+    role: _builtins.str
+    address: _builtins.str
+    tls_version: _builtins.str
+    cipher: _builtins.str
+    group: _builtins.str
+    serial: _builtins.str
+    not_after: _builtins.int
+    """Unix milliseconds; 0 when unknown."""
+    opened_at: _builtins.int
+    def __init__(
+        self,
+        *,
+        identity: _builtins.str = ...,
+        role: _builtins.str = ...,
+        address: _builtins.str = ...,
+        tls_version: _builtins.str = ...,
+        cipher: _builtins.str = ...,
+        group: _builtins.str = ...,
+        serial: _builtins.str = ...,
+        not_after: _builtins.int = ...,
+        opened_at: _builtins.int = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["address", b"address", "cipher", b"cipher", "group", b"group", "identity", b"identity", "not_after", b"not_after", "opened_at", b"opened_at", "role", b"role", "serial", b"serial", "tls_version", b"tls_version"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___LinkInfo: _TypeAlias = LinkInfo  # noqa: Y015

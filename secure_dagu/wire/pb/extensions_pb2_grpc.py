@@ -40,6 +40,11 @@ class WorkerEventsStub:
                 request_serializer=secure__dagu_dot_v1_dot_extensions__pb2.WatchCancellationsRequest.SerializeToString,
                 response_deserializer=secure__dagu_dot_v1_dot_extensions__pb2.Cancellation.FromString,
                 _registered_method=True)
+        self.Announce = channel.unary_unary(
+                '/secure_dagu.v1.WorkerEvents/Announce',
+                request_serializer=secure__dagu_dot_v1_dot_extensions__pb2.AnnounceRequest.SerializeToString,
+                response_deserializer=secure__dagu_dot_v1_dot_extensions__pb2.AnnounceResponse.FromString,
+                _registered_method=True)
 
 
 class WorkerEventsServicer:
@@ -54,6 +59,13 @@ class WorkerEventsServicer:
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
+    def Announce(self, request, context):
+        """Say what a heartbeat has no words for: the worker's version, and that it takes no more tasks or goes away.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
 
 def add_WorkerEventsServicer_to_server(servicer, server):
     rpc_method_handlers = {
@@ -61,6 +73,11 @@ def add_WorkerEventsServicer_to_server(servicer, server):
                     servicer.WatchCancellations,
                     request_deserializer=secure__dagu_dot_v1_dot_extensions__pb2.WatchCancellationsRequest.FromString,
                     response_serializer=secure__dagu_dot_v1_dot_extensions__pb2.Cancellation.SerializeToString,
+            ),
+            'Announce': grpc.unary_unary_rpc_method_handler(
+                    servicer.Announce,
+                    request_deserializer=secure__dagu_dot_v1_dot_extensions__pb2.AnnounceRequest.FromString,
+                    response_serializer=secure__dagu_dot_v1_dot_extensions__pb2.AnnounceResponse.SerializeToString,
             ),
     }
     generic_handler = grpc.method_handlers_generic_handler(
@@ -101,6 +118,33 @@ class WorkerEvents:
             metadata,
             _registered_method=True)
 
+    @staticmethod
+    def Announce(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/secure_dagu.v1.WorkerEvents/Announce',
+            secure__dagu_dot_v1_dot_extensions__pb2.AnnounceRequest.SerializeToString,
+            secure__dagu_dot_v1_dot_extensions__pb2.AnnounceResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
 
 class OperationsStub:
     """For people and programs with a dispatcher or admin certificate: what coordinator.v1 has no words for.
@@ -117,6 +161,16 @@ class OperationsStub:
                 request_serializer=secure__dagu_dot_v1_dot_extensions__pb2.ListRunsRequest.SerializeToString,
                 response_deserializer=secure__dagu_dot_v1_dot_extensions__pb2.ListRunsResponse.FromString,
                 _registered_method=True)
+        self.FindRuns = channel.unary_unary(
+                '/secure_dagu.v1.Operations/FindRuns',
+                request_serializer=secure__dagu_dot_v1_dot_extensions__pb2.FindRunsRequest.SerializeToString,
+                response_deserializer=secure__dagu_dot_v1_dot_extensions__pb2.FindRunsResponse.FromString,
+                _registered_method=True)
+        self.CountRuns = channel.unary_unary(
+                '/secure_dagu.v1.Operations/CountRuns',
+                request_serializer=secure__dagu_dot_v1_dot_extensions__pb2.CountRunsRequest.SerializeToString,
+                response_deserializer=secure__dagu_dot_v1_dot_extensions__pb2.CountRunsResponse.FromString,
+                _registered_method=True)
         self.FollowRun = channel.unary_stream(
                 '/secure_dagu.v1.Operations/FollowRun',
                 request_serializer=secure__dagu_dot_v1_dot_extensions__pb2.FollowRunRequest.SerializeToString,
@@ -126,6 +180,11 @@ class OperationsStub:
                 '/secure_dagu.v1.Operations/ReadLog',
                 request_serializer=secure__dagu_dot_v1_dot_extensions__pb2.ReadLogRequest.SerializeToString,
                 response_deserializer=secure__dagu_dot_v1_dot_extensions__pb2.Bytes.FromString,
+                _registered_method=True)
+        self.ReadLogPage = channel.unary_unary(
+                '/secure_dagu.v1.Operations/ReadLogPage',
+                request_serializer=secure__dagu_dot_v1_dot_extensions__pb2.ReadLogPageRequest.SerializeToString,
+                response_deserializer=secure__dagu_dot_v1_dot_extensions__pb2.LogPage.FromString,
                 _registered_method=True)
         self.ListArtifacts = channel.unary_unary(
                 '/secure_dagu.v1.Operations/ListArtifacts',
@@ -137,6 +196,21 @@ class OperationsStub:
                 request_serializer=secure__dagu_dot_v1_dot_extensions__pb2.ReadArtifactRequest.SerializeToString,
                 response_deserializer=secure__dagu_dot_v1_dot_extensions__pb2.Bytes.FromString,
                 _registered_method=True)
+        self.ListMachines = channel.unary_unary(
+                '/secure_dagu.v1.Operations/ListMachines',
+                request_serializer=secure__dagu_dot_v1_dot_extensions__pb2.ListMachinesRequest.SerializeToString,
+                response_deserializer=secure__dagu_dot_v1_dot_extensions__pb2.ListMachinesResponse.FromString,
+                _registered_method=True)
+        self.DrainWorker = channel.unary_unary(
+                '/secure_dagu.v1.Operations/DrainWorker',
+                request_serializer=secure__dagu_dot_v1_dot_extensions__pb2.DrainWorkerRequest.SerializeToString,
+                response_deserializer=secure__dagu_dot_v1_dot_extensions__pb2.DrainWorkerResponse.FromString,
+                _registered_method=True)
+        self.ListLinks = channel.unary_unary(
+                '/secure_dagu.v1.Operations/ListLinks',
+                request_serializer=secure__dagu_dot_v1_dot_extensions__pb2.ListLinksRequest.SerializeToString,
+                response_deserializer=secure__dagu_dot_v1_dot_extensions__pb2.ListLinksResponse.FromString,
+                _registered_method=True)
 
 
 class OperationsServicer:
@@ -145,6 +219,20 @@ class OperationsServicer:
 
     def ListRuns(self, request, context):
         """List root runs, newest first.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def FindRuns(self, request, context):
+        """List root runs by filter, in pages.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def CountRuns(self, request, context):
+        """Count root runs by status.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -164,6 +252,13 @@ class OperationsServicer:
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
+    def ReadLogPage(self, request, context):
+        """Read some lines of a stored log.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
     def ListArtifacts(self, request, context):
         """List the artifact files of a run.
         """
@@ -178,6 +273,27 @@ class OperationsServicer:
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
+    def ListMachines(self, request, context):
+        """List workers with what their certificates prove, those lost within a day too.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def DrainWorker(self, request, context):
+        """Give a worker no new task, or give it tasks again; kept over a restart. For admins.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def ListLinks(self, request, context):
+        """List the live connections. For admins.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
 
 def add_OperationsServicer_to_server(servicer, server):
     rpc_method_handlers = {
@@ -185,6 +301,16 @@ def add_OperationsServicer_to_server(servicer, server):
                     servicer.ListRuns,
                     request_deserializer=secure__dagu_dot_v1_dot_extensions__pb2.ListRunsRequest.FromString,
                     response_serializer=secure__dagu_dot_v1_dot_extensions__pb2.ListRunsResponse.SerializeToString,
+            ),
+            'FindRuns': grpc.unary_unary_rpc_method_handler(
+                    servicer.FindRuns,
+                    request_deserializer=secure__dagu_dot_v1_dot_extensions__pb2.FindRunsRequest.FromString,
+                    response_serializer=secure__dagu_dot_v1_dot_extensions__pb2.FindRunsResponse.SerializeToString,
+            ),
+            'CountRuns': grpc.unary_unary_rpc_method_handler(
+                    servicer.CountRuns,
+                    request_deserializer=secure__dagu_dot_v1_dot_extensions__pb2.CountRunsRequest.FromString,
+                    response_serializer=secure__dagu_dot_v1_dot_extensions__pb2.CountRunsResponse.SerializeToString,
             ),
             'FollowRun': grpc.unary_stream_rpc_method_handler(
                     servicer.FollowRun,
@@ -196,6 +322,11 @@ def add_OperationsServicer_to_server(servicer, server):
                     request_deserializer=secure__dagu_dot_v1_dot_extensions__pb2.ReadLogRequest.FromString,
                     response_serializer=secure__dagu_dot_v1_dot_extensions__pb2.Bytes.SerializeToString,
             ),
+            'ReadLogPage': grpc.unary_unary_rpc_method_handler(
+                    servicer.ReadLogPage,
+                    request_deserializer=secure__dagu_dot_v1_dot_extensions__pb2.ReadLogPageRequest.FromString,
+                    response_serializer=secure__dagu_dot_v1_dot_extensions__pb2.LogPage.SerializeToString,
+            ),
             'ListArtifacts': grpc.unary_unary_rpc_method_handler(
                     servicer.ListArtifacts,
                     request_deserializer=secure__dagu_dot_v1_dot_extensions__pb2.ListArtifactsRequest.FromString,
@@ -205,6 +336,21 @@ def add_OperationsServicer_to_server(servicer, server):
                     servicer.ReadArtifact,
                     request_deserializer=secure__dagu_dot_v1_dot_extensions__pb2.ReadArtifactRequest.FromString,
                     response_serializer=secure__dagu_dot_v1_dot_extensions__pb2.Bytes.SerializeToString,
+            ),
+            'ListMachines': grpc.unary_unary_rpc_method_handler(
+                    servicer.ListMachines,
+                    request_deserializer=secure__dagu_dot_v1_dot_extensions__pb2.ListMachinesRequest.FromString,
+                    response_serializer=secure__dagu_dot_v1_dot_extensions__pb2.ListMachinesResponse.SerializeToString,
+            ),
+            'DrainWorker': grpc.unary_unary_rpc_method_handler(
+                    servicer.DrainWorker,
+                    request_deserializer=secure__dagu_dot_v1_dot_extensions__pb2.DrainWorkerRequest.FromString,
+                    response_serializer=secure__dagu_dot_v1_dot_extensions__pb2.DrainWorkerResponse.SerializeToString,
+            ),
+            'ListLinks': grpc.unary_unary_rpc_method_handler(
+                    servicer.ListLinks,
+                    request_deserializer=secure__dagu_dot_v1_dot_extensions__pb2.ListLinksRequest.FromString,
+                    response_serializer=secure__dagu_dot_v1_dot_extensions__pb2.ListLinksResponse.SerializeToString,
             ),
     }
     generic_handler = grpc.method_handlers_generic_handler(
@@ -235,6 +381,60 @@ class Operations:
             '/secure_dagu.v1.Operations/ListRuns',
             secure__dagu_dot_v1_dot_extensions__pb2.ListRunsRequest.SerializeToString,
             secure__dagu_dot_v1_dot_extensions__pb2.ListRunsResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def FindRuns(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/secure_dagu.v1.Operations/FindRuns',
+            secure__dagu_dot_v1_dot_extensions__pb2.FindRunsRequest.SerializeToString,
+            secure__dagu_dot_v1_dot_extensions__pb2.FindRunsResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def CountRuns(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/secure_dagu.v1.Operations/CountRuns',
+            secure__dagu_dot_v1_dot_extensions__pb2.CountRunsRequest.SerializeToString,
+            secure__dagu_dot_v1_dot_extensions__pb2.CountRunsResponse.FromString,
             options,
             channel_credentials,
             insecure,
@@ -300,6 +500,33 @@ class Operations:
             _registered_method=True)
 
     @staticmethod
+    def ReadLogPage(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/secure_dagu.v1.Operations/ReadLogPage',
+            secure__dagu_dot_v1_dot_extensions__pb2.ReadLogPageRequest.SerializeToString,
+            secure__dagu_dot_v1_dot_extensions__pb2.LogPage.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
     def ListArtifacts(request,
             target,
             options=(),
@@ -343,6 +570,87 @@ class Operations:
             '/secure_dagu.v1.Operations/ReadArtifact',
             secure__dagu_dot_v1_dot_extensions__pb2.ReadArtifactRequest.SerializeToString,
             secure__dagu_dot_v1_dot_extensions__pb2.Bytes.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def ListMachines(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/secure_dagu.v1.Operations/ListMachines',
+            secure__dagu_dot_v1_dot_extensions__pb2.ListMachinesRequest.SerializeToString,
+            secure__dagu_dot_v1_dot_extensions__pb2.ListMachinesResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def DrainWorker(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/secure_dagu.v1.Operations/DrainWorker',
+            secure__dagu_dot_v1_dot_extensions__pb2.DrainWorkerRequest.SerializeToString,
+            secure__dagu_dot_v1_dot_extensions__pb2.DrainWorkerResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def ListLinks(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/secure_dagu.v1.Operations/ListLinks',
+            secure__dagu_dot_v1_dot_extensions__pb2.ListLinksRequest.SerializeToString,
+            secure__dagu_dot_v1_dot_extensions__pb2.ListLinksResponse.FromString,
             options,
             channel_credentials,
             insecure,

@@ -39,6 +39,8 @@ class WorkerEventsStub:
     """Stream the attempts of the calling worker that must stop, as soon as that is known.
     The first message is empty and says that the stream stands.
     """
+    Announce: _grpc.UnaryUnaryMultiCallable[_extensions_pb2.AnnounceRequest, _extensions_pb2.AnnounceResponse]
+    """Say what a heartbeat has no words for: the worker's version, and that it takes no more tasks or goes away."""
 
 @_typing.type_check_only
 class WorkerEventsAsyncStub(WorkerEventsStub):
@@ -49,6 +51,8 @@ class WorkerEventsAsyncStub(WorkerEventsStub):
     """Stream the attempts of the calling worker that must stop, as soon as that is known.
     The first message is empty and says that the stream stands.
     """
+    Announce: _aio.UnaryUnaryMultiCallable[_extensions_pb2.AnnounceRequest, _extensions_pb2.AnnounceResponse]  # type: ignore[assignment]
+    """Say what a heartbeat has no words for: the worker's version, and that it takes no more tasks or goes away."""
 
 class WorkerEventsServicer(metaclass=_abc_1.ABCMeta):
     """For workers of our own: what would otherwise wait for the next heartbeat."""
@@ -63,6 +67,14 @@ class WorkerEventsServicer(metaclass=_abc_1.ABCMeta):
         The first message is empty and says that the stream stands.
         """
 
+    @_abc_1.abstractmethod
+    def Announce(
+        self,
+        request: _extensions_pb2.AnnounceRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_extensions_pb2.AnnounceResponse, _abc.Awaitable[_extensions_pb2.AnnounceResponse]]:
+        """Say what a heartbeat has no words for: the worker's version, and that it takes no more tasks or goes away."""
+
 def add_WorkerEventsServicer_to_server(servicer: WorkerEventsServicer, server: _typing.Union[_grpc.Server, _aio.Server]) -> None: ...
 
 class OperationsStub:
@@ -74,14 +86,26 @@ class OperationsStub:
     def __new__(cls, channel: _aio.Channel) -> OperationsAsyncStub: ...
     ListRuns: _grpc.UnaryUnaryMultiCallable[_extensions_pb2.ListRunsRequest, _extensions_pb2.ListRunsResponse]
     """List root runs, newest first."""
+    FindRuns: _grpc.UnaryUnaryMultiCallable[_extensions_pb2.FindRunsRequest, _extensions_pb2.FindRunsResponse]
+    """List root runs by filter, in pages."""
+    CountRuns: _grpc.UnaryUnaryMultiCallable[_extensions_pb2.CountRunsRequest, _extensions_pb2.CountRunsResponse]
+    """Count root runs by status."""
     FollowRun: _grpc.UnaryStreamMultiCallable[_extensions_pb2.FollowRunRequest, _extensions_pb2.RunEvent]
     """Follow one run to its end: status documents and, if asked for, log bytes."""
     ReadLog: _grpc.UnaryStreamMultiCallable[_extensions_pb2.ReadLogRequest, _extensions_pb2.Bytes]
     """Read a stored log from an offset to its present end."""
+    ReadLogPage: _grpc.UnaryUnaryMultiCallable[_extensions_pb2.ReadLogPageRequest, _extensions_pb2.LogPage]
+    """Read some lines of a stored log."""
     ListArtifacts: _grpc.UnaryUnaryMultiCallable[_extensions_pb2.ListArtifactsRequest, _extensions_pb2.ListArtifactsResponse]
     """List the artifact files of a run."""
     ReadArtifact: _grpc.UnaryStreamMultiCallable[_extensions_pb2.ReadArtifactRequest, _extensions_pb2.Bytes]
     """Read one artifact file."""
+    ListMachines: _grpc.UnaryUnaryMultiCallable[_extensions_pb2.ListMachinesRequest, _extensions_pb2.ListMachinesResponse]
+    """List workers with what their certificates prove, those lost within a day too."""
+    DrainWorker: _grpc.UnaryUnaryMultiCallable[_extensions_pb2.DrainWorkerRequest, _extensions_pb2.DrainWorkerResponse]
+    """Give a worker no new task, or give it tasks again; kept over a restart. For admins."""
+    ListLinks: _grpc.UnaryUnaryMultiCallable[_extensions_pb2.ListLinksRequest, _extensions_pb2.ListLinksResponse]
+    """List the live connections. For admins."""
 
 @_typing.type_check_only
 class OperationsAsyncStub(OperationsStub):
@@ -90,14 +114,26 @@ class OperationsAsyncStub(OperationsStub):
     def __init__(self, channel: _aio.Channel) -> None: ...
     ListRuns: _aio.UnaryUnaryMultiCallable[_extensions_pb2.ListRunsRequest, _extensions_pb2.ListRunsResponse]  # type: ignore[assignment]
     """List root runs, newest first."""
+    FindRuns: _aio.UnaryUnaryMultiCallable[_extensions_pb2.FindRunsRequest, _extensions_pb2.FindRunsResponse]  # type: ignore[assignment]
+    """List root runs by filter, in pages."""
+    CountRuns: _aio.UnaryUnaryMultiCallable[_extensions_pb2.CountRunsRequest, _extensions_pb2.CountRunsResponse]  # type: ignore[assignment]
+    """Count root runs by status."""
     FollowRun: _aio.UnaryStreamMultiCallable[_extensions_pb2.FollowRunRequest, _extensions_pb2.RunEvent]  # type: ignore[assignment]
     """Follow one run to its end: status documents and, if asked for, log bytes."""
     ReadLog: _aio.UnaryStreamMultiCallable[_extensions_pb2.ReadLogRequest, _extensions_pb2.Bytes]  # type: ignore[assignment]
     """Read a stored log from an offset to its present end."""
+    ReadLogPage: _aio.UnaryUnaryMultiCallable[_extensions_pb2.ReadLogPageRequest, _extensions_pb2.LogPage]  # type: ignore[assignment]
+    """Read some lines of a stored log."""
     ListArtifacts: _aio.UnaryUnaryMultiCallable[_extensions_pb2.ListArtifactsRequest, _extensions_pb2.ListArtifactsResponse]  # type: ignore[assignment]
     """List the artifact files of a run."""
     ReadArtifact: _aio.UnaryStreamMultiCallable[_extensions_pb2.ReadArtifactRequest, _extensions_pb2.Bytes]  # type: ignore[assignment]
     """Read one artifact file."""
+    ListMachines: _aio.UnaryUnaryMultiCallable[_extensions_pb2.ListMachinesRequest, _extensions_pb2.ListMachinesResponse]  # type: ignore[assignment]
+    """List workers with what their certificates prove, those lost within a day too."""
+    DrainWorker: _aio.UnaryUnaryMultiCallable[_extensions_pb2.DrainWorkerRequest, _extensions_pb2.DrainWorkerResponse]  # type: ignore[assignment]
+    """Give a worker no new task, or give it tasks again; kept over a restart. For admins."""
+    ListLinks: _aio.UnaryUnaryMultiCallable[_extensions_pb2.ListLinksRequest, _extensions_pb2.ListLinksResponse]  # type: ignore[assignment]
+    """List the live connections. For admins."""
 
 class OperationsServicer(metaclass=_abc_1.ABCMeta):
     """For people and programs with a dispatcher or admin certificate: what coordinator.v1 has no words for."""
@@ -109,6 +145,22 @@ class OperationsServicer(metaclass=_abc_1.ABCMeta):
         context: _ServicerContext,
     ) -> _typing.Union[_extensions_pb2.ListRunsResponse, _abc.Awaitable[_extensions_pb2.ListRunsResponse]]:
         """List root runs, newest first."""
+
+    @_abc_1.abstractmethod
+    def FindRuns(
+        self,
+        request: _extensions_pb2.FindRunsRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_extensions_pb2.FindRunsResponse, _abc.Awaitable[_extensions_pb2.FindRunsResponse]]:
+        """List root runs by filter, in pages."""
+
+    @_abc_1.abstractmethod
+    def CountRuns(
+        self,
+        request: _extensions_pb2.CountRunsRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_extensions_pb2.CountRunsResponse, _abc.Awaitable[_extensions_pb2.CountRunsResponse]]:
+        """Count root runs by status."""
 
     @_abc_1.abstractmethod
     def FollowRun(
@@ -127,6 +179,14 @@ class OperationsServicer(metaclass=_abc_1.ABCMeta):
         """Read a stored log from an offset to its present end."""
 
     @_abc_1.abstractmethod
+    def ReadLogPage(
+        self,
+        request: _extensions_pb2.ReadLogPageRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_extensions_pb2.LogPage, _abc.Awaitable[_extensions_pb2.LogPage]]:
+        """Read some lines of a stored log."""
+
+    @_abc_1.abstractmethod
     def ListArtifacts(
         self,
         request: _extensions_pb2.ListArtifactsRequest,
@@ -141,5 +201,29 @@ class OperationsServicer(metaclass=_abc_1.ABCMeta):
         context: _ServicerContext,
     ) -> _typing.Union[_abc.Iterator[_extensions_pb2.Bytes], _abc.AsyncIterator[_extensions_pb2.Bytes]]:
         """Read one artifact file."""
+
+    @_abc_1.abstractmethod
+    def ListMachines(
+        self,
+        request: _extensions_pb2.ListMachinesRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_extensions_pb2.ListMachinesResponse, _abc.Awaitable[_extensions_pb2.ListMachinesResponse]]:
+        """List workers with what their certificates prove, those lost within a day too."""
+
+    @_abc_1.abstractmethod
+    def DrainWorker(
+        self,
+        request: _extensions_pb2.DrainWorkerRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_extensions_pb2.DrainWorkerResponse, _abc.Awaitable[_extensions_pb2.DrainWorkerResponse]]:
+        """Give a worker no new task, or give it tasks again; kept over a restart. For admins."""
+
+    @_abc_1.abstractmethod
+    def ListLinks(
+        self,
+        request: _extensions_pb2.ListLinksRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_extensions_pb2.ListLinksResponse, _abc.Awaitable[_extensions_pb2.ListLinksResponse]]:
+        """List the live connections. For admins."""
 
 def add_OperationsServicer_to_server(servicer: OperationsServicer, server: _typing.Union[_grpc.Server, _aio.Server]) -> None: ...

@@ -1,0 +1,77 @@
+"""Questions about runs that several coordinators answer together: each keeps its own runs and knows no others."""
+
+from __future__ import annotations
+
+import asyncio
+from collections import Counter
+from collections.abc import Awaitable, Callable, Mapping, Sequence
+from datetime import datetime
+from typing import TypeVar
+
+from secure_dagu.dispatch.model import Caller, RunSummary
+from secure_dagu.dispatch.operating import ListedRun, RunFilter
+from secure_dagu.errors import SecureDaguError
+from secure_dagu.run.model import DagRunRef
+from secure_dagu.wire.channel import Channel
+from secure_dagu.wire.client import RemoteCoordinator, Transport
+
+T = TypeVar("T")
+
+
+class GatheringCoordinator(RemoteCoordinator):
+    """Anyone, but for lists and the status of runs: those are everybody's."""
+
+    def __init__(self, transport: Transport, present: Callable[[], Awaitable[Sequence[Channel]]]) -> None:
+        """Take how to ask anyone, and who is there."""
+        super().__init__(transport)
+        self._present = present
+
+    async def runs(self, caller: Caller, *, name: str | None, run_id: str | None, limit: int) -> Sequence[RunSummary]:
+        """List root runs, newest first; those of who does not answer are missing."""
+        found = await self._all(lambda one: one.runs(caller, name=name, run_id=run_id, limit=limit))
+        return sorted((run for runs in found for run in runs), key=lambda run: run.created_at, reverse=True)[:limit]
+
+    async def find_runs(
+        self, caller: Caller, wanted: RunFilter, *, limit: int, before: tuple[int, str] | None
+    ) -> Sequence[ListedRun]:
+        """List root runs by filter; those of who does not answer are missing."""
+        found = await self._all(lambda one: one.find_runs(caller, wanted, limit=limit, before=before))
+        by_ident = {run.ident: run for runs in found for run in runs}
+        return sorted(by_ident.values(), key=lambda run: (run.at, run.ident), reverse=True)[:limit]
+
+    async def count_runs(self, caller: Caller, *, since: datetime, until: datetime | None) -> Mapping[int, int]:
+        """Count root runs by status; those of who does not answer are missing."""
+        found = await self._all(lambda one: one.count_runs(caller, since=since, until=until))
+        return sum((Counter(dict(counted)) for counted in found), Counter())
+
+    async def run_status(self, caller: Caller, *, run: DagRunRef, root: DagRunRef | None) -> str | None:
+        """Return the status document of a run; None: nobody who answers knows it."""
+        found = await self._all(lambda one: one.run_status(caller, run=run, root=root))
+        return next((document for document in found if document is not None), None)
+
+    async def _all(self, ask: Callable[[RemoteCoordinator], Awaitable[T]]) -> Sequence[T]:
+        """Return what each one answers.
+
+        Raises:
+            SecureDaguError: nobody answers.
+        """
+        channels = await self._present()
+        if len(channels) < 2:
+            return [await ask(RemoteCoordinator(self.transport))]
+        answers: list[T] = []
+        problems: list[SecureDaguError] = []
+
+        async def asked(channel: Channel) -> None:
+            try:
+                if (problem := await channel.absence()) is not None:
+                    raise problem
+                answers.append(await ask(RemoteCoordinator(channel)))
+            except SecureDaguError as error:
+                problems.append(error)
+
+        async with asyncio.TaskGroup() as group:
+            for channel in channels:
+                group.create_task(asked(channel))
+        if not answers:
+            raise problems[0]
+        return answers
