@@ -1,0 +1,1 @@
+"""Where coordinators are: the registry in a shared folder."""
