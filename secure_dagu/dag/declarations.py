@@ -6,7 +6,9 @@ import math
 import re
 from typing import Any
 
-from secure_dagu.dag import nodes, params, reading, schema, values
+from msgspec.structs import replace
+
+from secure_dagu.dag import formats, go_regexp, nodes, params, reading, schema, values
 from secure_dagu.dag.model import ParamDef, SecretDef
 from secure_dagu.dag.nodes import Mapping, Node, Scalar, Sequence
 from secure_dagu.dag.reading import Report
@@ -24,12 +26,13 @@ MANAGED_NAMES = frozenset({
 
 _SECRET_REF = re.compile(r"[a-z0-9][a-z0-9-]*(?:/[a-z0-9][a-z0-9-]*)*")
 _LABEL_KEY = re.compile(r"[^\s,=]{1,63}")
+_LABEL_RULE = "a label has a key of 1 to 63 characters and a value of at most 255"
 
 # ----------------------------------------------------------------------------------------------------------- params
 
 
 def read_params(report: Report, node: Node | None, path: str) -> tuple[ParamDef, ...]:
-    """Read every declaration form of section 2.5 but schemas in other files."""
+    """Read every declaration form of section 2.5; a schema in another file is read through the report."""
     if node is None:
         return ()
     if isinstance(node, Scalar):
@@ -89,6 +92,11 @@ def _entry(report: Report, node: Node, path: str) -> list[ParamDef]:
 def _definition(report: Report, node: Mapping, path: str) -> ParamDef:
     reading.table(report, node, path, schema.PARAM)
     kind = reading.choice(report, node.get("type"), f"{path}.type", PARAM_TYPES, "string")
+    return _bounded(report, node, path, kind)
+
+
+def _bounded(report: Report, node: Mapping, path: str, kind: str, extra: dict[str, Any] | None = None) -> ParamDef:
+    """Read a definition whose keys and type are known to be right, and hold its default against it."""
     default = node.entries.get("default")
     enum = node.get("enum")
     lengths: dict[str, int | None] = {}
@@ -98,7 +106,7 @@ def _definition(report: Report, node: Mapping, path: str) -> ParamDef:
     definition = ParamDef(
         name=_named(report, node, path, reading.text(report, node.get("name"), f"{path}.name")),
         type=kind,
-        default=None if default is None else reading.text(report, default, f"{path}.default"),
+        default=None if default is None else _default(report, default, f"{path}.default", kind),
         eval=reading.text(report, node.get("eval"), f"{path}.eval"),
         description=reading.text(report, node.get("description"), f"{path}.description"),
         required=reading.boolean(report, node.get("required"), f"{path}.required"),
@@ -108,8 +116,9 @@ def _definition(report: Report, node: Mapping, path: str) -> ParamDef:
         min_length=lengths["min_length"],
         max_length=lengths["max_length"],
         pattern=_pattern(report, node.get("pattern"), f"{path}.pattern"),
+        schema=extra,
     )
-    if definition.default is not None and isinstance(default, Scalar):
+    if definition.default is not None and default is not None:
         try:
             params.checked(definition, definition.default)
         except DefinitionError as error:
@@ -117,13 +126,19 @@ def _definition(report: Report, node: Mapping, path: str) -> ParamDef:
     return definition
 
 
+def _default(report: Report, node: Node, path: str, kind: str) -> str:
+    if kind in ("array", "object") and not isinstance(node, Scalar):
+        return formats.compact_json(nodes.plain_value(node))
+    return reading.text(report, node, path)
+
+
 def _pattern(report: Report, node: Node | None, path: str) -> str:
     pattern = reading.text(report, node, path)
     try:
-        re.compile(pattern)
-    except (re.error, RecursionError, OverflowError):
+        go_regexp.compiled(pattern)
+    except ValueError as problem:
         assert node is not None
-        report.problem(node, path, "this is not a valid regexp")
+        report.problem(node, path, f"this is not a valid regexp: {problem}")
         return ""
     return pattern
 
@@ -138,52 +153,88 @@ def _is_schema(node: Mapping) -> bool:
 
 
 _SCHEMA_NAMES = {"minLength": "min_length", "maxLength": "max_length"}
+_SCHEMA_FIELDS = frozenset({"name", "type", "default", "description", "enum", "minimum", "maximum", "pattern"})
+_SAYS_NOTHING = frozenset({"title", "examples", "$comment", "deprecated", "readOnly", "writeOnly"})
+_LEADS_AWAY = frozenset({"$ref", "$dynamicRef", "$id", "$schema"})
 
 
 def _from_schema(report: Report, node: Mapping, path: str) -> list[ParamDef]:
-    """Read an inline JSON Schema of flat properties, with `values` over its defaults."""
+    """Read a JSON Schema of properties, in place or from elsewhere, with `values` over its defaults."""
     given: Mapping | None = None
+    is_external = False
     if "schema" in node.entries:
-        inner = node.entries["schema"]
+        inner: Node | None = node.entries["schema"]
         listed = node.get("values")
         if listed is not None and not isinstance(listed, Mapping):
             report.problem(listed, f"{path}.values", f"expected a map, found {reading.kind_of(listed)}")
         given = listed if isinstance(listed, Mapping) else None
+        path = f"{path}.schema"
+        if isinstance(inner, Scalar):
+            is_external = True
+            inner = _fetched(report, inner, path)
+        elif not isinstance(inner, Mapping):
+            report.problem(node, path, "params: expected a file, or a schema")
         if not isinstance(inner, Mapping):
-            report.problem(inner, f"{path}.schema", "a schema in another file is not supported by this version")
             return []
-        node, path = inner, f"{path}.schema"
+        node = inner
     properties = node.get("properties")
+    if not isinstance(properties, Mapping):
+        report.problem(node, path, "params: a schema needs properties")
+        return []
     required = set(reading.texts(report, node.get("required"), f"{path}.required", "a list"))
     found: list[ParamDef] = []
-    for name, body in properties.entries.items() if isinstance(properties, Mapping) else ():
+    for name, body in properties.entries.items():
         where = f"{path}.properties.{name}"
-        if not isinstance(body, Mapping):
+        if isinstance(body, Mapping):
+            value = given.entries.get(name) if given is not None else None
+            definition = _property(report, name, body, where, value)
+            found.append(replace(definition, required=name in required, is_external=is_external))
+        else:
             report.problem(body, where, f"expected a map, found {reading.kind_of(body)}")
-            continue
-        entry = Mapping(body.file, body.line, body.column)
-        entry.entries["name"] = entry.keys["name"] = Scalar(body.file, body.line, body.column, name, is_plain=False)
-        for key, value in body.entries.items():
-            known = _SCHEMA_NAMES.get(key, key)
-            if known in schema.PARAM and known not in ("eval", "required", "name"):
-                entry.entries[known], entry.keys[known] = value, body.keys[key]
-            elif key not in ("title", "examples", "format"):
-                report.problem(body.keys[key], where, f"`{key[:80]}` is not supported in a parameter schema")
-        if given is not None and name in given.entries:
-            entry.entries["default"] = given.entries[name]
-        definition = _definition(report, entry, where)
-        found.append(definition if name not in required else _required(definition))
-    for name in given.entries if given else ():
-        if not isinstance(properties, Mapping) or name not in properties.entries:
-            assert given is not None
-            report.problem(given.keys[name], path, f'params: "{name[:80]}" is not a property of the schema')
+    for name, key in given.keys.items() if given is not None else ():
+        if name not in properties.entries:
+            report.problem(key, path, f'params: "{name[:80]}" is not a property of the schema')
     return found
 
 
-def _required(definition: ParamDef) -> ParamDef:
-    from dataclasses import replace  # schemas are rare
+def _property(report: Report, name: str, body: Mapping, path: str, value: Node | None) -> ParamDef:
+    """Read one property; what a parameter has no field for stays a schema, and is checked as one."""
+    entry = Mapping(body.file, body.line, body.column)
+    entry.entries["name"] = entry.keys["name"] = Scalar(body.file, body.line, body.column, name, is_plain=False)
+    is_more = False
+    for key, item in body.entries.items():
+        known = _SCHEMA_NAMES.get(key, key)
+        if known in _SCHEMA_FIELDS or known in _SCHEMA_NAMES.values():
+            entry.entries[known], entry.keys[known] = item, body.keys[key]
+        elif key in _LEADS_AWAY:
+            report.problem(body.keys[key], path, f"`{key}` is not supported in a parameter schema")
+        elif key not in _SAYS_NOTHING:
+            is_more = True
+    if value is not None:
+        entry.entries["default"] = value
+    kind = reading.choice(report, entry.get("type"), f"{path}.type", (*PARAM_TYPES, "array", "object"), "string")
+    extra = {key: item for key, item in nodes.plain_value(body).items() if key != "default"} if is_more else None
+    return _bounded(report, entry, path, kind, extra)
 
-    return replace(definition, required=True)
+
+def _fetched(report: Report, source: Scalar, path: str) -> Node | None:
+    """Return the schema that `source` names: a file that the caller of the loader reads; None when there is none."""
+    name = nodes.scalar_text(source)
+    text = report.read_schema(name)
+    if text is None:
+        is_url = "://" in name
+        why = "schemas are not fetched from the network" if is_url else "the schema file cannot be read"
+        report.problem(source, path, f'params: "{name[:200]}": {why}' + ("; save it in a file" if is_url else ""))
+        return None
+    try:
+        documents = nodes.parse(text, file=name)
+    except DefinitionError as error:
+        report.problem(source, path, f"params: {error}")
+        return None
+    if len(documents) == 1 and isinstance(documents[0], Mapping):
+        return documents[0]
+    report.problem(source, path, f'params: "{name[:200]}" is not a JSON Schema')
+    return None
 
 
 # ----------------------------------------------------------------------------------------------------------- consts
@@ -286,9 +337,8 @@ def read_labels(report: Report, node: Node | None, path: str) -> tuple[str, ...]
     labels: dict[str, None] = {}
 
     def add(at: Node, label: str) -> None:
-        key, _, value = label.partition("=")
-        if not _LABEL_KEY.fullmatch(key) or len(value) > 255:
-            report.problem(at, path, "a label has a key of 1 to 63 characters and a value of at most 255")
+        if not _is_label(label):
+            report.problem(at, path, _LABEL_RULE)
         labels[label.lower()] = None
 
     def add_map(entry: Mapping) -> None:
@@ -303,7 +353,27 @@ def read_labels(report: Report, node: Node | None, path: str) -> tuple[str, ...]
         if isinstance(item, Mapping):
             add_map(item)
         else:
-            for word in re.split(r"[\s,]+", reading.text(report, item, where)):
-                if word:
-                    add(item, word)
+            for word in _label_words(reading.text(report, item, where)):
+                add(item, word)
     return tuple(labels)
+
+
+def caller_labels(text: str) -> tuple[str, ...]:
+    """Return the labels that whoever starts a run gives, such as `a,env=prod`; they are like those of a file.
+
+    Raises:
+        DefinitionError: one is none.
+    """
+    words = _label_words(text)
+    if wrong := [word for word in words if not _is_label(word)]:
+        raise DefinitionError(f"invalid label {wrong[0][:80]!r}", why=_LABEL_RULE)
+    return tuple(dict.fromkeys(word.lower() for word in words))
+
+
+def _label_words(text: str) -> list[str]:
+    return [word for word in re.split(r"[\s,]+", text) if word]
+
+
+def _is_label(label: str) -> bool:
+    key, _, value = label.partition("=")
+    return bool(_LABEL_KEY.fullmatch(key)) and len(value) <= 255

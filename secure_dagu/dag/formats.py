@@ -9,6 +9,8 @@ from collections.abc import Mapping
 from decimal import Decimal
 from typing import Any
 
+from msgspec import Struct
+
 NIL = "<nil>"
 """What a missing key or a null becomes when a path into a JSON value ends there."""
 
@@ -81,3 +83,9 @@ def pick_text(data: Any, path: tuple[str, ...]) -> str:
 def _plain(value: Any) -> Any:
     """Let frozen mappings and tuples be written as JSON."""
     return dict(value) if isinstance(value, Mapping) else list(value)
+
+
+def shown_without(value: Struct, *hidden: str) -> str:
+    """Return what `repr` says of a value, with `…` for fields that hold secrets: traces print what they get hold of."""
+    shown = (f"{name}={'…' if name in hidden else repr(getattr(value, name))}" for name in value.__struct_fields__)
+    return f"{type(value).__name__}({', '.join(shown)})"

@@ -7,18 +7,24 @@ reference, section 1.2): `strict` is what `validate` wants, the other what a run
 from __future__ import annotations
 
 import re
-from typing import Any
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any
 
-from secure_dagu.dag import declarations, nodes, parts, reading, schema
-from secure_dagu.dag.model import Artifacts, Dag, DagType, Definition, Step
+from secure_dagu.dag import base_configuration, declarations, nodes, parts, reading, schema
+from secure_dagu.dag.model import Dag, DagType, Definition, Step
 from secure_dagu.dag.nodes import Mapping, Node, Scalar, Sequence
 from secure_dagu.dag.reading import Report
-from secure_dagu.dag.step import read_defaults
+from secure_dagu.dag.root import read_artifacts, read_extra, read_labels, read_settings
+from secure_dagu.dag.step import Surroundings, read_defaults
 from secure_dagu.dag.steps import read_handlers, read_steps
+
+if TYPE_CHECKING:
+    from secure_dagu.dag.custom_actions import CustomActions
 
 MAX_NAME_LENGTH = 40
 _DAG_NAME = re.compile(r"[A-Za-z0-9_.-]+")
 _DEFAULTS = Dag(name="defaults")
+_TYPES = tuple(DagType)
 _ARTIFACT_WORDS = ("DAG_RUN_ARTIFACTS_DIR", "paths.artifacts_dir")
 """Text that enables artifacts wherever it stands in the file (language reference, section 3.18)."""
 
@@ -31,6 +37,7 @@ def load_definition(
     base_config: str = "",
     strict: bool = False,
     is_child: bool = False,
+    read_schema: Callable[[str], str | None] = lambda _: None,
 ) -> Definition:
     """Return the entry DAG and the local sub-DAGs of a workflow file.
 
@@ -41,12 +48,13 @@ def load_definition(
         base_config: the text of `base.yaml`, merged under every document.
         strict: accept only what `validate` accepts.
         is_child: the DAG runs as a sub-DAG, so handlers of the base configuration do not apply.
+        read_schema: returns the text of a parameter schema by its authored name, None when it cannot be had.
 
     Raises:
         DefinitionError: `why` lists every problem, one a line, each with file:line:column.
     """
-    report = Report(file)
-    base = _base_document(base_config)
+    report = Report(file, read_schema)
+    base = base_configuration.document(base_config)
     documents = _documents(report, nodes.parse(text, file=file), strict=strict)
     names_artifacts = any(word in text for word in _ARTIFACT_WORDS)
     main: Dag | None = None
@@ -57,7 +65,7 @@ def load_definition(
             report,
             document,
             base,
-            name=(name or _stem(file)) if is_main else "",
+            name=(name or name_by_file(file)) if is_main else "",
             is_forced=is_main and bool(name),
             is_child=is_child or not is_main,
             names_artifacts=names_artifacts,
@@ -75,7 +83,8 @@ def load_definition(
     return Definition(main=main, locals=local, text=text, warnings=tuple(report.warnings))
 
 
-def _stem(file: str) -> str:
+def name_by_file(file: str) -> str:
+    """Return the name that a DAG has by its file: the last part of the path without `.yaml` or `.yml`."""
     return re.sub(r"\.ya?ml$", "", re.split(r"[/\\]", file)[-1])
 
 
@@ -117,65 +126,6 @@ def _check_strictly(report: Report, documents: list[tuple[int, Mapping]]) -> Non
             report.problem(steps, "steps", "steps must be a non-empty sequence")
 
 
-# ---------------------------------------------------------------------------------------------- the base configuration
-
-_REPLACED_WHOLE = frozenset({"mail_on", "retry_policy", "webhook"})
-_APPENDED = frozenset({"labels", "dotenv", "preconditions"})
-_KEYED_LISTS = {"consts": "", "secrets": "name"}
-"""Lists whose entries have names: an entry of the DAG replaces the base's of the same name."""
-
-
-def _base_document(text: str) -> Mapping | None:
-    if not text.strip():
-        return None
-    for node in nodes.parse(text, file="base.yaml"):
-        if isinstance(node, Mapping):
-            return node
-    return None
-
-
-def _merged(base: Mapping, own: Mapping, *, without: frozenset[str] = frozenset()) -> Mapping:
-    """Return `own` with what only `base` has below it (section 1.9); neither is changed."""
-    merged = Mapping(own.file, own.line, own.column)
-    for key in (*base.entries, *(key for key in own.entries if key not in base.entries)):
-        below, above = base.get(key) if key not in without else None, own.get(key)
-        if below is None and key in own.entries:
-            merged.entries[key], merged.keys[key] = own.entries[key], own.keys[key]
-        elif below is not None:
-            merged.entries[key] = below if above is None else _merged_value(key, below, above)
-            merged.keys[key] = base.keys[key] if above is None else own.keys[key]
-    return merged
-
-
-def _merged_value(key: str, below: Node, above: Node) -> Node:
-    if key == "env" or key in _APPENDED:
-        if isinstance(above, Sequence) and not above.items:
-            return above  # an explicitly empty list resets what was inherited
-        joined = Sequence(above.file, above.line, above.column)
-        for node in (below, above):
-            joined.items += node.items if isinstance(node, Sequence) else [node]
-        return joined
-    if key in _KEYED_LISTS and isinstance(below, Sequence) and isinstance(above, Sequence):
-        field = _KEYED_LISTS[key]
-        names = {_entry_name(item, field) for item in above.items}
-        joined = Sequence(above.file, above.line, above.column)
-        joined.items = [item for item in below.items if _entry_name(item, field) not in names] + above.items
-        return joined
-    if isinstance(below, Mapping) and isinstance(above, Mapping) and key not in _REPLACED_WHOLE and key != "params":
-        return _merged(below, above)
-    return above
-
-
-def _entry_name(item: Node, field: str) -> str:
-    """Return what names an entry of a keyed list: its only key, or the text of `field`."""
-    if not isinstance(item, Mapping):
-        return ""
-    if not field:
-        return next(iter(item.entries), "")
-    named = item.entries.get(field)
-    return named.text if isinstance(named, Scalar) else ""
-
-
 # --------------------------------------------------------------------------------------------------------- one document
 
 
@@ -190,31 +140,51 @@ def _read(
     names_artifacts: bool,
 ) -> Dag:
     """Read one document over the base configuration."""
-    without = frozenset({"name", "handler_on"} if is_child else {"name"})
-    root = own if base is None else _merged(base, own, without=without)
+    root = own if base is None else base_configuration.merged(report, base, own, is_child=is_child)
     reading.table(report, root, "", schema.ROOT)
-    kind = _kind(report, root)
-    defaults = read_defaults(report, root.get("defaults"), "defaults")
-    steps = read_steps(report, root.get("steps"), "steps", kind, defaults)
-    handlers = read_handlers(report, root.get("handler_on"), "handler_on", defaults)
+    around = Surroundings(
+        custom=_custom_actions(report, root),
+        defaults=read_defaults(report, root.get("defaults"), "defaults"),
+        type=_type(report, root),
+        is_child=is_child,
+        has_container=root.get("container") is not None,
+    )
+    steps = read_steps(report, root.get("steps"), "steps", around)
+    handlers = read_handlers(report, root.get("handler_on"), "handler_on", around)
     shell = parts.shell(report, root.get("shell"), root.get("shell_args"), None, "shell")
     selector, run_locally = parts.worker_selector(report, root.get("worker_selector"), "worker_selector")
-    every_step = (*steps, *handlers.values())
+    if shell.program == "direct":
+        report.problem(root.entries["shell"], "shell", "`direct` is not a shell for run steps; use `action: exec`")
+    every_step = _with_bodies((*steps, *handlers.values()))
     return Dag(
         name=_name(report, root, name, is_forced=is_forced),
-        type=kind,
+        type=around.type,
         steps=tuple(steps),
         handlers=handlers,
         shell=shell,
         worker_selector=selector,
         run_locally=run_locally,
         file_dependencies=tuple(dict.fromkeys(path for step in every_step for path in step.file_dependencies)),
-        artifacts=_artifacts(report, root, every_step, named=names_artifacts),
-        labels=_labels(report, root),
-        extra=_extra(report, root),
+        artifacts=read_artifacts(report, root, every_step, named=names_artifacts),
+        labels=read_labels(report, root),
+        extra=read_extra(report, root),
         **_declared(report, root),
-        **_settings(report, root),
+        **read_settings(report, root),
     )
+
+
+def _custom_actions(report: Report, root: Mapping) -> CustomActions | None:
+    if root.get("actions") is None and root.get("step_types") is None:
+        return None
+    from secure_dagu.dag.custom_actions import read_custom_actions  # few workflows have any
+
+    return read_custom_actions(report, root)
+
+
+def _with_bodies(steps: tuple[Step, ...]) -> tuple[Step, ...]:
+    """Return the steps and those of their `foreach` bodies."""
+    bodies = [step.foreach.steps for step in steps if step.foreach is not None]
+    return steps + tuple(inner for body in bodies for inner in body)
 
 
 def _name(report: Report, root: Mapping, default: str, *, is_forced: bool) -> str:
@@ -228,16 +198,18 @@ def _name(report: Report, root: Mapping, default: str, *, is_forced: bool) -> st
     return name
 
 
-def _kind(report: Report, root: Mapping) -> DagType:
-    node = root.get("type")
+def _type(report: Report, root: Mapping) -> DagType:
+    node, tasks = root.get("type"), root.entries.get("tasks")
+    if tasks is not None:
+        report.problem(root.keys["tasks"], "tasks", "belongs to agent DAGs, which are not part of this edition")
     word = reading.text(report, node, "type", DagType.GRAPH)
-    if word in (DagType.GRAPH, DagType.CHAIN):
+    if word in _TYPES:
         return DagType(word)
     assert node is not None
-    if word in ("build", "agent", "controller"):
-        report.problem(node, "type", f'DAGs of type "{word}" are not supported by this version')
+    if word in ("agent", "controller"):
+        report.problem(node, "type", f'DAGs of type "{word}" are not part of this edition')
     else:
-        report.problem(node, "type", "expected one of graph, chain")
+        report.problem(node, "type", f"expected one of {', '.join(_TYPES)}")
     return DagType.GRAPH
 
 
@@ -250,64 +222,4 @@ def _declared(report: Report, root: Mapping) -> dict[str, Any]:
         "env": parts.env(report, root.get("env"), "env"),
         "dotenv": _DEFAULTS.dotenv if dotenv is None else reading.texts(report, dotenv, "dotenv"),
         "preconditions": parts.preconditions(report, root.get("preconditions"), "preconditions"),
-    }
-
-
-def _settings(report: Report, root: Mapping) -> dict[str, Any]:
-    """Read the plain settings; absent ones keep the defaults of `Dag`."""
-    settings: dict[str, Any] = {
-        key: reading.text(report, root.get(key), key)
-        for key in ("group", "description", "working_dir", "queue", "log_dir")
-        if root.get(key) is not None
-    }
-    for key, field in (
-        ("timeout_sec", "timeout_s"),
-        ("delay_sec", "delay_s"),
-        ("restart_wait_sec", "restart_wait_s"),
-        ("max_clean_up_time_sec", "max_clean_up_s"),
-    ):
-        if (node := root.get(key)) is not None:
-            settings[field] = float(reading.integer(report, node, key))
-    for key, field in (("max_active_steps", "max_active_steps"), ("max_output_size", "max_output_bytes")):
-        if (node := root.get(key)) is not None:
-            settings[field] = reading.integer(report, node, key)
-    word = reading.choice(report, root.get("log_output"), "log_output", ("separate", "merged"), "separate")
-    settings["merged_logs"] = word == "merged"
-    return settings
-
-
-def _artifacts(report: Report, root: Mapping, steps: tuple[Step, ...], *, named: bool) -> Artifacts:
-    """Read `artifacts`; unset, they are enabled by use: a stream artifact, or the folder's name in the file."""
-    entry = reading.table(report, root.get("artifacts"), "artifacts", schema.ARTIFACTS)
-    enabled: bool | None = None
-    folder = ""
-    writes = any(step.stdout.artifact or step.stderr.artifact for step in steps)
-    if entry is not None:
-        if entry.get("enabled") is not None:
-            enabled = reading.boolean(report, entry.get("enabled"), "artifacts.enabled")
-        folder = reading.text(report, entry.get("dir"), "artifacts.dir")
-        if enabled is False and writes:
-            report.problem(entry, "artifacts.enabled", "a step writes an artifact, so artifacts cannot be disabled")
-    return Artifacts(enabled=writes or named if enabled is None else enabled, dir=folder)
-
-
-def _labels(report: Report, root: Mapping) -> tuple[str, ...]:
-    labels, tags = root.get("labels"), root.get("tags")
-    if tags is not None:
-        report.warn(root.keys["tags"], "tags", "Deprecated DAG syntax: tags is deprecated; use `labels`")
-        if labels is not None:
-            report.problem(root.keys["tags"], "tags", "tags is the old name of labels: only one of them")
-    return declarations.read_labels(report, labels or tags, "labels")
-
-
-def _extra(report: Report, root: Mapping) -> dict[str, Any]:
-    """Return the accepted keys that nothing acts on yet, as plain values."""
-    if root.get("hist_retention_days") is not None and root.get("hist_retention_runs") is not None:
-        report.problem(
-            root.keys["hist_retention_runs"], "hist_retention_runs", "hist_retention_days and this exclude each other"
-        )
-    return {
-        key: nodes.plain_value(node)
-        for key, node in root.entries.items()
-        if key in schema.ROOT and schema.ROOT[key].use is schema.Use.ACCEPTED and root.get(key) is not None
     }

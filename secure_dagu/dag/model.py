@@ -7,13 +7,13 @@ never at load (docs/reference/workflows.md, "Value resolution"). Durations are s
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
 from enum import StrEnum
 from typing import Any
 
+from msgspec import Struct, field
 
-@dataclass(frozen=True, slots=True)
-class Position:
+
+class Position(Struct, frozen=True):
     """Where in the file something was written; 1-based. `file` is empty for text that came over the wire."""
 
     file: str
@@ -32,16 +32,14 @@ class DagType(StrEnum):
     BUILD = "build"
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class EnvEntry:
+class EnvEntry(Struct, frozen=True, kw_only=True):
     """One environment declaration, in source order."""
 
     name: str
     value: str
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class ParamDef:
+class ParamDef(Struct, frozen=True, kw_only=True):
     """One declared parameter. `default` None means: missing unless the caller gives it."""
 
     name: str
@@ -57,10 +55,13 @@ class ParamDef:
     min_length: int | None = None
     max_length: int | None = None
     pattern: str = ""
+    schema: Mapping[str, Any] | None = None
+    """The property's JSON Schema, when it says more than the fields above."""
+    is_external: bool = False
+    """From a schema outside the file: the caller has to name it."""
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Precondition:
+class Precondition(Struct, frozen=True, kw_only=True):
     """One precondition. With `expected`: value match; without: command check. Exactly one of condition and eval."""
 
     condition: str = ""
@@ -69,8 +70,7 @@ class Precondition:
     negate: bool = False
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class RetryPolicy:
+class RetryPolicy(Struct, frozen=True, kw_only=True):
     """Retry of a step. `limit` and `interval` may be references and are resolved before the step starts."""
 
     limit: str
@@ -80,8 +80,7 @@ class RetryPolicy:
     max_interval_s: float = 0.0
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class RepeatPolicy:
+class RepeatPolicy(Struct, frozen=True, kw_only=True):
     """Repeat of a step; `mode` is `while`, `until` or empty (no repeat)."""
 
     mode: str
@@ -94,8 +93,7 @@ class RepeatPolicy:
     max_interval_s: str = ""
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class ContinueOn:
+class ContinueOn(Struct, frozen=True, kw_only=True):
     """Which outcomes of a step its dependents accept."""
 
     failure: bool = False
@@ -105,8 +103,14 @@ class ContinueOn:
     mark_success: bool = False
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class DeclaredOutput:
+class PathInput(Struct, frozen=True, kw_only=True):
+    """One entry of a step's `inputs`, in build DAGs: `${inputs.<name>}` is its absolute path."""
+
+    name: str
+    path: str
+
+
+class DeclaredOutput(Struct, frozen=True, kw_only=True):
     """One entry of a step's `outputs`; `path` only in build DAGs."""
 
     name: str
@@ -114,8 +118,7 @@ class DeclaredOutput:
     path: str = ""
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class StreamTarget:
+class StreamTarget(Struct, frozen=True, kw_only=True):
     """Where a stream goes besides its log: a file path, an artifact path, or published outputs."""
 
     path: str = ""
@@ -123,8 +126,7 @@ class StreamTarget:
     outputs: Any = None
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Shell:
+class Shell(Struct, frozen=True, kw_only=True):
     """A shell as authored: program and arguments; empty `program` means not set."""
 
     program: str = ""
@@ -132,8 +134,7 @@ class Shell:
     packages: tuple[str, ...] = ()
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Parallel:
+class Parallel(Struct, frozen=True, kw_only=True):
     """Fan-out of a sub-DAG call. `source` (text) or `items` (static)."""
 
     source: str = ""
@@ -141,8 +142,7 @@ class Parallel:
     max_concurrent: int = 10
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class ForEach:
+class ForEach(Struct, frozen=True, kw_only=True):
     """Body steps for each item of a list."""
 
     items: Any
@@ -153,8 +153,41 @@ class ForEach:
     collect: Mapping[str, str] = field(default_factory=dict)
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Step:
+class Approval(Struct, frozen=True, kw_only=True):
+    """A person must approve before the dependents of a step run (workflow language, section 3.25)."""
+
+    prompt: str = ""
+    input: tuple[str, ...] = ()
+    required: tuple[str, ...] = ()
+    rewind_to: str = ""
+    """Runtime name of the step that a push-back starts again from; empty: the step itself."""
+
+
+class Routed(Struct, frozen=True, kw_only=True):
+    """A step runs only if the value of `router` matches one of `patterns`: exact text, or `re:` and a regex."""
+
+    router: str
+    """Runtime name of the `router.route` step; also among `depends`."""
+    patterns: tuple[str, ...]
+
+
+class Resources(Struct, frozen=True, kw_only=True):
+    """`resources.limits`: 0 means not limited."""
+
+    cpu_millicores: int = 0
+    memory_bytes: int = 0
+
+
+class DagRetry(Struct, frozen=True, kw_only=True):
+    """Automatic retry of a whole run by the scheduler (workflow language, section 3.9)."""
+
+    limit: int
+    interval_s: float = 60.0
+    backoff: float = 0.0
+    max_interval_s: float = 3600.0
+
+
+class Step(Struct, frozen=True, kw_only=True):
     """One step.
 
     `kind` picks the executor: `command` (one or more command lines in `commands`), `script` (text in `script`), or the
@@ -193,6 +226,13 @@ class Step:
     run_locally: bool = False
     parallel: Parallel | None = None
     foreach: ForEach | None = None
+    path_inputs: tuple[PathInput, ...] = ()
+    approval: Approval | None = None
+    routed: Routed | None = None
+    container: Any = None
+    """The step's own `container`: text (a running container), or a map as authored; None: not set."""
+    operation: str = ""
+    """What a person reads of an action in the summary: its last word for files, S3 and the like, else empty."""
     file_dependencies: tuple[str, ...] = ()
 
 
@@ -200,8 +240,7 @@ HANDLERS = ("init", "success", "failure", "abort", "wait", "exit")
 """Names under `handler_on`; the node of `init` is called `onInit`, and so on."""
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class SecretDef:
+class SecretDef(Struct, frozen=True, kw_only=True):
     """One declared secret: `ref` (the coordinator's registry) or `provider` and `key`."""
 
     name: str
@@ -211,16 +250,14 @@ class SecretDef:
     options: Mapping[str, str] = field(default_factory=dict)
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Artifacts:
+class Artifacts(Struct, frozen=True, kw_only=True):
     """Artifact settings. The loader settles `enabled`: as written, or by use when it is not."""
 
     enabled: bool = False
     dir: str = ""
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Dag:
+class Dag(Struct, frozen=True, kw_only=True):
     """One workflow document."""
 
     name: str
@@ -255,6 +292,23 @@ class Dag:
     run_locally: bool = False
     """`worker_selector: local`."""
     file_dependencies: tuple[str, ...] = ()
+    retry: DagRetry | None = None
+    skip_if_successful: bool = False
+    catchup_window: str = ""
+    overlap_policy: str = "skip"
+    retention_days: int = 30
+    """Runs older than this are deleted after a run of the DAG; not looked at when `retention_runs` is set."""
+    retention_runs: int = 0
+    container: Any = None
+    """`container` of the whole run: text (a running container), or a map as authored; None: not set."""
+    resources: Resources = Resources()
+    step_defaults: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
+    """Root `ssh`, `s3`, `redis` and `smtp` as authored: what actions of that name take unless they say otherwise."""
+    mail_on: Mapping[str, bool] = field(default_factory=dict)
+    """`failure`, `success`, `wait`."""
+    mails: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
+    """`error_mail`, `info_mail`, `wait_mail` as authored."""
+    registry_auths: Any = None
     extra: Mapping[str, Any] = field(default_factory=dict)
     """Accepted keys that this version does not act on yet (mail, retention, …), as plain values."""
 
@@ -270,8 +324,7 @@ class Dag:
         raise KeyError(name)
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Definition:
+class Definition(Struct, frozen=True, kw_only=True):
     """A whole file: the entry DAG and the local sub-DAGs that it may call by name."""
 
     main: Dag

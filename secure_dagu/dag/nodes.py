@@ -10,11 +10,21 @@ from __future__ import annotations
 
 import math
 import re
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from io import StringIO
 from typing import Any
 
 from ruamel.yaml.cyaml import CParser  # type: ignore[attr-defined]  # re-exported without __all__
 from ruamel.yaml.error import MarkedYAMLError, YAMLError
+from ruamel.yaml.events import (
+    AliasEvent,
+    DocumentStartEvent,
+    MappingEndEvent,
+    MappingStartEvent,
+    ScalarEvent,
+    SequenceEndEvent,
+    SequenceStartEvent,
+)
 
 from secure_dagu.dag import formats
 from secure_dagu.dag.model import Position
@@ -30,6 +40,8 @@ MAX_ALIASES = 10_000
 MAX_EXPANDED = 1_000_000
 """Weight after expansion of aliases and merge keys: one a node plus one for each 32 characters of text."""
 MAX_DOCUMENTS = 1_000
+MAX_SLOW_TEXT = 128 * 2**10
+"""Characters that the pure parser may get: about two seconds."""
 
 
 class Node:
@@ -55,7 +67,11 @@ class Scalar(Node):
     __slots__ = ("is_plain", "text")
 
     def __init__(self, file: str, line: int, column: int, text: str, *, is_plain: bool) -> None:
-        super().__init__(file, line, column, 1 + (len(text) >> 5))
+        # Written out, not inherited: of 5,000 steps there are 80,000 of these.
+        self.file = file
+        self.line = line
+        self.column = column
+        self.weight = 1 + (len(text) >> 5)
         self.text = text
         self.is_plain = is_plain
 
@@ -63,6 +79,11 @@ class Scalar(Node):
     def is_null(self) -> bool:
         """Tell whether this is `null`, `~` or nothing."""
         return self.is_plain and self.text in _NULLS
+
+    @property
+    def is_text(self) -> bool:
+        """Tell whether this is text, not a number, a boolean or nothing."""
+        return isinstance(scalar_value(self), str)
 
 
 class Sequence(Node):
@@ -162,7 +183,7 @@ def parse(text: str, *, file: str) -> list[Node]:
     if len(text) > MAX_TEXT_BYTES or len(text.encode("utf-8", "surrogatepass")) > MAX_TEXT_BYTES:
         raise _refused(Position(file, 1, 1), f"the yaml text is too large: at most {MAX_TEXT_BYTES} bytes")
     try:
-        return list(_Composer(text, file).documents())
+        return _composed(text, file)
     except MarkedYAMLError as error:
         mark = error.problem_mark or error.context_mark
         at = Position(file, mark.line + 1, mark.column + 1) if mark else Position(file, 1, 1)
@@ -171,6 +192,23 @@ def parse(text: str, *, file: str) -> list[Node]:
     except (YAMLError, UnicodeError) as error:
         reason = str(error).splitlines()[0] if isinstance(error, YAMLError) else "a lone surrogate is not UTF-8"
         raise _refused(Position(file, 1, 1), f"this is not valid yaml: {reason}") from error
+
+
+_FLOW_STYLE_PROBLEMS = ("found unexpected ':'", "did not find expected ',' or")
+
+
+def _composed(text: str, file: str) -> list[Node]:
+    try:
+        return list(_Composer(CParser(text).get_event, file).documents())
+    except MarkedYAMLError as error:
+        # libyaml follows YAML 1.1 here: no colon and no question mark in plain text of the flow style, as in
+        # `{url: http://host:80}` and `{prompt: Deploy?}`.
+        if len(text) > MAX_SLOW_TEXT or not (error.problem or "").startswith(_FLOW_STYLE_PROBLEMS):
+            raise
+    from ruamel.yaml import YAML  # the slow parser, which few files need
+
+    _, parser = YAML(typ="safe", pure=True).get_constructor_parser(StringIO(text))
+    return list(_Composer(parser.get_event, file).documents())
 
 
 def _refused(at: Position, why: str) -> DefinitionError:
@@ -184,8 +222,8 @@ def _refused(at: Position, why: str) -> DefinitionError:
 class _Composer:
     """One pass over the events. An explicit stack, so that no input can exhaust ours."""
 
-    def __init__(self, text: str, file: str) -> None:
-        self._next = CParser(text).get_event
+    def __init__(self, get_event: Callable[[], Any], file: str) -> None:
+        self._next = get_event
         self._file = file
         self._nodes = 0
         self._aliases = 0
@@ -193,7 +231,7 @@ class _Composer:
     def documents(self) -> Iterator[Node]:
         count = 0
         while (event := self._next()) is not None:
-            if type(event).__name__ == "DocumentStartEvent":
+            if type(event) is DocumentStartEvent:
                 count += 1
                 if count > MAX_DOCUMENTS:
                     raise _refused(self._at(event), f"the yaml stream has more than {MAX_DOCUMENTS} documents")
@@ -206,37 +244,36 @@ class _Composer:
         anchors: dict[str, Node] = {}
         file = self._file
         following = self._next
+        count = self._nodes
         # Each open collection with its anchor and, for a map, the key that waits for its value.
         stack: list[tuple[Sequence | Mapping, str | None]] = []
         waiting: list[Scalar | None] = []
         while True:
             event = following()
-            kind = type(event).__name__
+            kind = type(event)
             anchor: str | None = None
-            if kind == "ScalarEvent":
+            if kind is ScalarEvent:
                 mark = event.start_mark
                 if event.ctag is not None:
                     raise _refused(self._at(event), f"yaml tags are not accepted: {str(event.ctag)[:40]}")
-                node: Node = Scalar(
-                    file, mark.line + 1, mark.column + 1, event.value, is_plain=event.style in ("", None)
-                )
+                node: Node = Scalar(file, mark.line + 1, mark.column + 1, event.value, is_plain=not event.style)
                 anchor = event.anchor
-            elif kind in ("MappingStartEvent", "SequenceStartEvent"):
+            elif kind is MappingStartEvent or kind is SequenceStartEvent:
                 mark = event.start_mark
                 if event.ctag is not None:
                     raise _refused(self._at(event), f"yaml tags are not accepted: {str(event.ctag)[:40]}")
                 if len(stack) >= MAX_DEPTH:
                     raise _refused(self._at(event), f"the yaml is nested too deeply: at most {MAX_DEPTH} levels")
-                opened = (Mapping if kind == "MappingStartEvent" else Sequence)(file, mark.line + 1, mark.column + 1)
+                opened = (Mapping if kind is MappingStartEvent else Sequence)(file, mark.line + 1, mark.column + 1)
                 if stack and waiting[-1] is None and isinstance(stack[-1][0], Mapping):
                     raise _refused(self._at(event), "a yaml key must be plain text, not a list or a map")
                 stack.append((opened, event.anchor))
                 waiting.append(None)
                 continue
-            elif kind in ("MappingEndEvent", "SequenceEndEvent"):
+            elif kind is MappingEndEvent or kind is SequenceEndEvent:
                 node, anchor = stack.pop()
                 waiting.pop()
-            elif kind == "AliasEvent":
+            elif kind is AliasEvent:
                 self._aliases += 1
                 known = anchors.get(event.anchor)
                 if known is None:
@@ -247,13 +284,14 @@ class _Composer:
             else:  # DocumentEndEvent never comes before the document's root is complete
                 raise _refused(self._at(event), "this is not valid yaml: the document has no content")
 
-            self._nodes += 1
-            if self._nodes > MAX_NODES:
+            count += 1
+            if count > MAX_NODES:
                 raise _refused(node.position, f"the yaml has more than {MAX_NODES} nodes")
             if anchor is not None:
                 anchors[anchor] = node
             if not stack:
                 following()  # the end of the document
+                self._nodes = count
                 return node
 
             parent = stack[-1][0]

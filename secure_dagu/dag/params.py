@@ -11,10 +11,12 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Mapping
-from dataclasses import dataclass, field, replace
 from typing import Any
 
-from secure_dagu.dag import formats
+from msgspec import Struct, field
+from msgspec.structs import replace
+
+from secure_dagu.dag import formats, go_regexp
 from secure_dagu.dag.model import Dag, ParamDef
 from secure_dagu.errors import DefinitionError
 
@@ -25,8 +27,7 @@ MAX_INPUT_BYTES = 1_048_576
 _KEY = re.compile(r"[A-Za-z_][A-Za-z0-9_]*")
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Params:
+class Params(Struct, frozen=True, kw_only=True):
     """Resolved parameters of one run, as text."""
 
     named: Mapping[str, str] = field(default_factory=dict)
@@ -41,8 +42,7 @@ class Params:
         return tuple(f"{name}={value}" for name, value in self.env.items())
 
 
-@dataclass(frozen=True, slots=True)
-class Words:
+class Words(Struct, frozen=True):
     """A caller's input, parsed: named and positional values in the order given."""
 
     named: Mapping[str, Any]
@@ -115,8 +115,7 @@ def split_words(text: str) -> list[str]:
     return words
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Binding:
+class Binding(Struct, frozen=True, kw_only=True):
     """Parameters on their way: what is known, and which `eval`s are still to be run."""
 
     definitions: tuple[ParamDef, ...]
@@ -162,19 +161,32 @@ class Binding:
             )
         return self.supply(definition, definition.default)
 
-    def finish(self) -> Params:
-        """Return the parameters of the run.
+    def check_required(self) -> None:
+        """Check what can be known before an `eval` runs.
 
         Raises:
-            DefinitionError: a required parameter has no value.
+            DefinitionError: a required parameter has no value, and none is still to come.
         """
-        missing = [item.name for item in self.definitions if item.required and item.name not in self.values]
+        coming = {item.name for item in self.pending}
+        missing = [
+            item.name
+            for item in self.definitions
+            if item.required and item.name not in self.values and item.name not in coming
+        ]
         if missing:
             raise DefinitionError(
                 f"missing required parameters: {', '.join(missing)}",
                 why="they are declared `required` and have no value",
                 fix=f"pass them, for example {missing[0]}=…",
             )
+
+    def finish(self) -> Params:
+        """Return the parameters of the run.
+
+        Raises:
+            DefinitionError: a required parameter has no value.
+        """
+        self.check_required()
         order = [env_name(item, index) for index, item in enumerate(self.definitions)]
         rest = [name for name in self.values if name not in set(order)]
         ordered = {name: self.values[name] for name in (*order, *rest) if name in self.values}
@@ -228,6 +240,11 @@ def _by_name(definitions: tuple[ParamDef, ...], words: Words) -> dict[str, Any]:
                 f"unknown parameter(s): {listed}; accepted parameters are: {', '.join(sorted(names))}",
                 fix="correct the name, or declare it under `params`",
             )
+        if words.positional and any(definition.is_external for definition in definitions):
+            raise DefinitionError(
+                "positional params are not accepted: the parameters are declared by an external schema",
+                fix=f"name them, for example {names[0]}=…",
+            )
         if len(words.positional) > len(names):
             raise DefinitionError(
                 f"too many positional params: expected at most {len(names)}, got {len(words.positional)}",
@@ -274,6 +291,9 @@ def checked(definition: ParamDef, value: Any) -> str:
                 raise _does_not_coerce(definition, text)
             text = "true" if text.strip().lower() in ("true", "1", "t") else "false"
             number = 0
+        case "array" | "object":
+            number = 0
+            text = _json_text(definition, text)
         case _:
             number = 0
             _check_text(definition, text)
@@ -285,7 +305,20 @@ def checked(definition: ParamDef, value: Any) -> str:
     if definition.enum and text not in [formats.as_text(item) for item in definition.enum]:
         allowed = ", ".join(formats.as_text(item) for item in definition.enum)
         raise _out_of_bounds(definition, text, f"must be one of {allowed}")
+    if definition.schema is not None:
+        from secure_dagu.dag import schema_check  # it brings a library; few parameters need it
+
+        value = text if definition.type == "string" else json.loads(text)
+        if problem := schema_check.problem(definition.schema, value):
+            raise _out_of_bounds(definition, text, problem)
     return text
+
+
+def _json_text(definition: ParamDef, text: str) -> str:
+    data = formats.json_container(text)
+    if not isinstance(data, dict if definition.type == "object" else list):
+        raise _does_not_coerce(definition, text)
+    return formats.compact_json(data)
 
 
 def _check_text(definition: ParamDef, text: str) -> None:
@@ -293,7 +326,7 @@ def _check_text(definition: ParamDef, text: str) -> None:
         raise _out_of_bounds(definition, text, f"must have at least {definition.min_length} characters")
     if definition.max_length is not None and len(text) > definition.max_length:
         raise _out_of_bounds(definition, text, f"must have at most {definition.max_length} characters")
-    if definition.pattern and not re.search(definition.pattern, text):
+    if definition.pattern and not go_regexp.compiled(definition.pattern).search(text):
         raise _out_of_bounds(definition, text, f"must match {definition.pattern}")
 
 

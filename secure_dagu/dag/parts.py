@@ -5,7 +5,8 @@ from __future__ import annotations
 import re
 import shlex
 
-from secure_dagu.dag import nodes, reading, schema
+from secure_dagu.dag import go_regexp, nodes, reading, schema
+from secure_dagu.dag.entries import check_decoding, check_entries
 from secure_dagu.dag.model import ContinueOn, EnvEntry, Precondition, RepeatPolicy, RetryPolicy, Shell, StreamTarget
 from secure_dagu.dag.nodes import Mapping, Node, Scalar, Sequence
 from secure_dagu.dag.reading import Report
@@ -100,7 +101,7 @@ def _precondition(report: Report, node: Node, path: str) -> Precondition:
             continue
         if not isinstance(value, Scalar) or not isinstance(nodes.scalar_value(value), str):
             report.problem(value, path, f"{name} must be text, found {reading.kind_of(value)}; quote it")
-        elif name != "expected" and not value.text.strip():
+        elif not value.text.strip():
             report.problem(value, path, f"{name} must not be blank")
         else:
             fields[name] = value.text
@@ -110,7 +111,7 @@ def _precondition(report: Report, node: Node, path: str) -> Precondition:
         report.problem(entry, path, "eval needs expected")
     expected = fields.get("expected")
     if expected is not None and expected.startswith("re:"):
-        _check_regexp(report, entry.entries["expected"], path, expected[3:])
+        check_regexp(report, entry.entries["expected"], path, expected[3:])
     return Precondition(
         condition=fields.get("condition", ""),
         eval=fields.get("eval", ""),
@@ -119,11 +120,12 @@ def _precondition(report: Report, node: Node, path: str) -> Precondition:
     )
 
 
-def _check_regexp(report: Report, node: Node, path: str, pattern: str) -> None:
+def check_regexp(report: Report, node: Node, path: str, pattern: str) -> None:
+    """Report a pattern that is empty or no regexp."""
     try:
-        re.compile(pattern)
-    except (re.error, RecursionError, OverflowError):
-        report.problem(node, path, "expected: this is not a valid regexp")
+        go_regexp.compiled(pattern)
+    except ValueError as problem:
+        report.problem(node, path, f"expected: this is not a valid regexp: {problem}")
     else:
         if not pattern:
             report.problem(node, path, "expected: the regexp after re: is empty")
@@ -138,7 +140,7 @@ def _count(report: Report, node: Node | None, path: str, default: str) -> str:
     return value.strip()
 
 
-def _backoff(report: Report, node: Node | None, path: str) -> float:
+def backoff(report: Report, node: Node | None, path: str) -> float:
     """Read `backoff`: true is 2.0; a number must be greater than 1; 0.0 means none."""
     if node is None:
         return 0.0
@@ -163,7 +165,7 @@ def retry_policy(report: Report, node: Node | None, path: str) -> RetryPolicy | 
         limit=_count(report, entry.get("limit"), f"{path}.limit", "0"),
         interval_s=_count(report, entry.get("interval_sec"), f"{path}.interval_sec", "0"),
         exit_codes=reading.integers(report, entry.get("exit_code"), f"{path}.exit_code"),
-        backoff=_backoff(report, entry.get("backoff"), f"{path}.backoff"),
+        backoff=backoff(report, entry.get("backoff"), f"{path}.backoff"),
         max_interval_s=float(reading.integer(report, entry.get("max_interval_sec"), f"{path}.max_interval_sec")),
     )
 
@@ -193,7 +195,7 @@ def repeat_policy(report: Report, node: Node | None, path: str) -> RepeatPolicy 
     elif condition or exit_codes:
         mode = "while"
     if expected is not None and expected.startswith("re:"):
-        _check_regexp(report, entry.entries["expected"], path, expected[3:])
+        check_regexp(report, entry.entries["expected"], path, expected[3:])
     return RepeatPolicy(
         mode=mode,
         condition=condition,
@@ -201,7 +203,7 @@ def repeat_policy(report: Report, node: Node | None, path: str) -> RepeatPolicy 
         exit_codes=exit_codes,
         interval_s=_count(report, entry.get("interval_sec"), f"{path}.interval_sec", "0"),
         limit=_count(report, entry.get("limit"), f"{path}.limit", ""),
-        backoff=_backoff(report, entry.get("backoff"), f"{path}.backoff"),
+        backoff=backoff(report, entry.get("backoff"), f"{path}.backoff"),
         max_interval_s=_count(report, entry.get("max_interval_sec"), f"{path}.max_interval_sec", ""),
     )
 
@@ -217,7 +219,7 @@ def continue_on(report: Report, node: Node | None, path: str) -> ContinueOn:
     outputs = reading.texts(report, entry.get("output"), f"{path}.output")
     for pattern in outputs:
         if pattern.startswith("re:"):
-            _check_regexp(report, entry.entries["output"], path, pattern[3:])
+            check_regexp(report, entry.entries["output"], path, pattern[3:])
     failure = [
         reading.boolean(report, entry.get(name), f"{path}.{name}") for name in ("failure", "failed")
     ]  # both are read, so that both are checked
@@ -248,10 +250,23 @@ def stream(report: Report, node: Node | None, path: str, *, publishes: bool) -> 
     if isinstance(outputs, Mapping):
         block = reading.table(report, outputs, f"{path}.outputs", schema.STREAM_OUTPUTS)
         assert block is not None
-        reading.choice(report, block.get("decode"), f"{path}.outputs.decode", ("text", "json", "yaml"), "text")
+        check_decoding(report, block, f"{path}.outputs")
         if block.get("fields") is not None and len(block.entries) > 1:
             report.problem(block, f"{path}.outputs", "fields excludes field, decode and select beside it")
+        if isinstance(fields := block.get("fields"), Mapping):
+            check_entries(report, fields, f"{path}.outputs.fields")
     return StreamTarget(artifact=artifact, outputs=None if outputs is None else nodes.plain_value(outputs))
+
+
+def max_concurrent(report: Report, node: Node | None, path: str, name: str) -> int:
+    """Read how many items are worked on at a time; `name` is what the message calls the field."""
+    if node is None:
+        return 10
+    value = nodes.scalar_value(node) if isinstance(node, Scalar) else None
+    if isinstance(value, bool) or not isinstance(value, int) or not 1 <= value <= 1000:
+        report.problem(node, name, f"{path}: must be an integer from 1 to 1000")
+        return 10
+    return value
 
 
 def worker_selector(report: Report, node: Node | None, path: str) -> tuple[dict[str, str] | None, bool]:
@@ -262,6 +277,10 @@ def worker_selector(report: Report, node: Node | None, path: str) -> tuple[dict[
         if node.text.strip() != "local":
             report.problem(node, path, "expected a map of labels, or the word local")
         return {}, True
+    if isinstance(node, Mapping):
+        for label, value in node.entries.items():
+            if isinstance(value, Scalar) and value.is_null:
+                report.problem(value, f"{path}.{label[:80]}", "a label's value is text, a number or a boolean")
     return reading.text_map(report, node, path), False
 
 

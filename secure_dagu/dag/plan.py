@@ -8,14 +8,16 @@ of it does not start (language reference, section 1.2).
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+
+from msgspec import Struct, field
 
 from secure_dagu.dag.model import Dag, Step
 from secure_dagu.errors import DefinitionError
 
+NO_EDGES: Mapping[str, tuple[str, ...]] = {}
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Plan:
+
+class Plan(Struct, frozen=True, kw_only=True):
     """The steps of one document as a graph. Indexes are positions in `steps`, which are in source order."""
 
     steps: tuple[Step, ...]
@@ -54,24 +56,39 @@ def _walk(start: int, edges: tuple[tuple[int, ...], ...]) -> tuple[int, ...]:
     return tuple(found)
 
 
-def make_plan(dag: Dag) -> Plan:
+def make_plan(dag: Dag, read_from: Mapping[str, tuple[str, ...]] | None = None) -> Plan:
     """Return the plan of `dag`.
 
+    Args:
+        dag: the document.
+        read_from: for each step of a build DAG, the steps whose outputs it reads (`recipes.edges`), which `depends`
+            does not show: it waits for them as for those that it names.
+
     Raises:
-        DefinitionError: `cyclic plan detected`; `why` names the steps of one cycle. Or a step waits for one that is not
-            there, which only a definition that did not come through `load` can have.
+        DefinitionError: `cyclic plan detected`, here or in a `foreach` body; `why` names the steps of one cycle. Or a
+            step waits for one that is not there, which only a definition that did not come through `load` can have.
     """
-    return plan_steps(dag.steps, handlers=dag.handlers, name=dag.name)
+    for step in (*dag.steps, *dag.handlers.values()):
+        if step.foreach is not None:
+            plan_steps(step.foreach.steps, handlers={}, name=f"the body of {step.name}")
+    return plan_steps(dag.steps, handlers=dag.handlers, name=dag.name, read_from=read_from or {})
 
 
-def plan_steps(steps: tuple[Step, ...], *, handlers: Mapping[str, Step], name: str = "") -> Plan:
+def plan_steps(
+    steps: tuple[Step, ...],
+    *,
+    handlers: Mapping[str, Step],
+    name: str = "",
+    read_from: Mapping[str, tuple[str, ...]] = NO_EDGES,
+) -> Plan:
     """Return the plan of any list of steps; see `make_plan`."""
     index = {step.name: position for position, step in enumerate(steps)}
     dependents: list[list[int]] = [[] for _ in steps]
     dependencies: list[tuple[int, ...]] = []
     for position, step in enumerate(steps):
         try:
-            waits_for = tuple(index[before] for before in step.depends)
+            named = dict.fromkeys((*step.depends, *read_from.get(step.name, ())))
+            waits_for = tuple(index[before] for before in named)
         except KeyError as error:
             raise DefinitionError(
                 f"the step {step.name!r} depends on non-existent step {error}",

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 import re
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 
 from secure_dagu.dag import nodes, schema
 from secure_dagu.dag.nodes import Mapping, Node, Scalar, Sequence
@@ -20,13 +20,18 @@ MAX_WARNINGS = 200
 
 ENV_NAME = re.compile(r"[A-Za-z_][A-Za-z0-9_]*")
 WORD = re.compile(r"[A-Za-z][A-Za-z0-9_]*")
+_INTEGER = r"[-+]?\d{1,18}"  # these are compiled when a file first needs them
+_NUMBER = r"[-+]?(?:\d{1,18}(?:\.\d*)?|\.\d+)(?:[eE][-+]?\d{1,3})?"
+_BOOLEAN = r"(?i:true|false)"
 
 
 class Report:
     """The problems and warnings of one file, in the order found."""
 
-    def __init__(self, file: str) -> None:
+    def __init__(self, file: str, read_schema: Callable[[str], str | None] = lambda _: None) -> None:
         self.file = file
+        self.read_schema = read_schema
+        """Return the text of a schema by its authored name, None when it cannot be had."""
         self.warnings: list[str] = []
         self._problems: list[str] = []
         self._uncounted = 0
@@ -73,15 +78,6 @@ def table(report: Report, node: Node | None, path: str, keys: schema.Table) -> M
         return None
     if not node.entries.keys() <= keys.keys():
         _unknown_keys(report, node, path, keys)
-    for name in node.entries:
-        key = keys.get(name)
-        if key is None or key.use is schema.Use.ACTED_ON or node.get(name) is None:
-            continue
-        where = f"{path}.{name}" if path else name
-        if key.use is schema.Use.REFUSED:
-            report.problem(node.keys[name], where, schema.Use.REFUSED.value)
-        else:
-            report.warn(node.keys[name], where, schema.Use.ACCEPTED.value)
     return node
 
 
@@ -91,6 +87,46 @@ def _unknown_keys(report: Report, node: Mapping, path: str, keys: schema.Table) 
             hint = "" if report.is_full else schema.hint_for(name, keys)
             shown = name[:80]
             report.problem(key, path, f'invalid keys: "{shown}"' + (f" ({hint})" if hint else ""))
+
+
+def fits(report: Report, node: Mapping, path: str, keys: schema.Table) -> None:
+    """Check that each value is of one of its key's kinds; text with a reference may become any of them."""
+    for name, item in node.entries.items():
+        key = keys.get(name)
+        if key is None or key.kinds == "any" or node.get(name) is None:
+            continue
+        kinds = key.kinds.split("|")
+        if not any(_FITS[kind](item) for kind in kinds):
+            expected = " or ".join(_KIND_NAMES[kind] for kind in kinds)
+            report.problem(item, f"{path}.{name}", f"expected {expected}, found {kind_of(item)}")
+
+
+def _is_scalar(node: Node, pattern: str) -> bool:
+    if not isinstance(node, Scalar) or node.is_null:
+        return False
+    return not pattern or "$" in node.text or re.fullmatch(pattern, nodes.scalar_text(node).strip()) is not None
+
+
+def _holds_reference(node: Node) -> bool:
+    return isinstance(node, Scalar) and "$" in node.text
+
+
+_FITS: dict[str, Callable[[Node], bool]] = {
+    "text": lambda node: _is_scalar(node, ""),
+    "int": lambda node: _is_scalar(node, _INTEGER),
+    "number": lambda node: _is_scalar(node, _NUMBER),
+    "bool": lambda node: _is_scalar(node, _BOOLEAN),
+    "list": lambda node: isinstance(node, Sequence) or _holds_reference(node),
+    "map": lambda node: isinstance(node, Mapping) or _holds_reference(node),
+}
+_KIND_NAMES = {
+    "text": "text",
+    "int": "an integer",
+    "number": "a number",
+    "bool": "true or false",
+    "list": "a list",
+    "map": "a map",
+}
 
 
 def kind_of(node: Node) -> str:

@@ -109,14 +109,9 @@ def is_step_form(segments: tuple[str, ...]) -> bool:
     return len(segments) > 1 and segments[1] in STEP_FIELDS
 
 
-def scan(text: str, *, quotes: bool) -> list[Token]:
-    """Return the tokens of `text` in order; they never overlap.
-
-    Args:
-        text: the field.
-        quotes: whether single-quoted spans matter in this field.
-    """
-    marks = [at for at, char in enumerate(text) if char == "'"] if quotes and "'" in text else []
+def scan(text: str) -> list[Token]:
+    """Return the tokens of `text` in order; they never overlap."""
+    marks = [at for at, char in enumerate(text) if char == "'"] if "'" in text else []
     if len(marks) % 2:
         marks.pop()  # an unbalanced quote opens no span
     tokens: list[Token] = []

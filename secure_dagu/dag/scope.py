@@ -8,9 +8,11 @@ be maskable.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass, field, replace
 from enum import IntEnum
 from typing import Any
+
+from msgspec import Struct, field
+from msgspec.structs import replace
 
 
 class Layer(IntEnum):
@@ -32,18 +34,19 @@ class Layer(IntEnum):
     ATTEMPT = 14
 
 
-@dataclass(frozen=True, slots=True)
-class Env:
+class Env(Struct, frozen=True):
     """An immutable stack of environment layers, weakest first."""
 
     layers: tuple[tuple[Layer, Mapping[str, str]], ...] = ()
+    ambient: Mapping[str, str] = field(default_factory=dict)
+    """What fields with host fallback see below all layers, and no process ever gets: the engine's own environment."""
 
     def with_layer(self, layer: Layer, values: Mapping[str, str]) -> Env:
         """Return a stack whose `layer` holds exactly `values`; the mapping is kept, not copied."""
         kept = [entry for entry in self.layers if entry[0] is not layer]
         kept.append((layer, values))
         kept.sort(key=lambda entry: entry[0])
-        return Env(tuple(kept))
+        return Env(tuple(kept), self.ambient)
 
     def layer(self, layer: Layer) -> Mapping[str, str]:
         """Return what one layer holds; empty when it is not there."""
@@ -56,13 +59,13 @@ class Env:
         """Return the strongest value of `name`, None if there is none.
 
         Args:
-            host: whether a value that only the host environment has may be seen.
+            host: whether a value that only the host environment, filtered or not, has may be seen.
         """
         for layer, values in reversed(self.layers):
             value = values.get(name)
             if value is not None:
                 return value if host or layer is not Layer.HOST else None
-        return None
+        return self.ambient.get(name) if host else None
 
     def origin(self, name: str) -> Layer | None:
         """Return the layer that `name` comes from, None when it is not set."""
@@ -79,8 +82,7 @@ class Env:
         return merged
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class StepView:
+class StepView(Struct, frozen=True, kw_only=True):
     """What the compatibility forms may read of a finished step (language reference, section 2.10)."""
 
     output: Any = None
@@ -113,8 +115,7 @@ class StepViews(Mapping[str, StepView]):
         return len(self._make)
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Scope:
+class Scope(Struct, frozen=True, kw_only=True):
     """Everything that a field's references may see. Whoever builds it decides what is permitted; `resolve` only looks.
 
     Attributes:

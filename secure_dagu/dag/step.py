@@ -1,35 +1,66 @@
-"""Read one step: what it does, in its current and legacy forms, and under which conditions. Pure.
+"""Read one step: what it does and under which conditions. Pure.
 
 What a step is called and what it waits for is settled in `steps`, where all of them are known.
 """
 
 from __future__ import annotations
 
-import shlex
 from collections.abc import Mapping as AbstractMapping
-from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from secure_dagu.dag import nodes, parts, reading, schema
-from secure_dagu.dag.model import DeclaredOutput, Parallel, Position, Shell, Step
+from msgspec import Struct
+
+from secure_dagu.dag import nodes, parts, reading, schema, waiting
+from secure_dagu.dag.entries import check_entries
+from secure_dagu.dag.model import DagType, DeclaredOutput, Parallel, Position, Step
 from secure_dagu.dag.nodes import Mapping, Node, Scalar, Sequence
 from secure_dagu.dag.reading import Report
+from secure_dagu.dag.work import read_action, read_run
 
-_PREFIXES = {"command": "cmd", "dag.run": "dag", "log.write": "log", "outputs.write": "outputs"}
+if TYPE_CHECKING:
+    from secure_dagu.dag.custom_actions import CustomAction, CustomActions
+
+HOST_KINDS = frozenset({"command", "script", "exec"})
+"""Steps that start a program, on this host unless a container or root `ssh` takes them."""
+SUB_DAG_KINDS = frozenset({"dag.run", "dag.enqueue"})
 
 
-@dataclass(frozen=True, slots=True)
-class Defaults:
+class Defaults(Struct, frozen=True):
     """`defaults` of a document: fields that a step takes over, and declarations that go before its own."""
 
-    node: Mapping
     fields: AbstractMapping[str, Any]
+
+
+class Surroundings(Struct, frozen=True, kw_only=True):
+    """What a step is read with: the document around it."""
+
+    custom: CustomActions | None = None
+    """The document's own actions."""
+    defaults: Defaults | None = None
+    type: DagType = DagType.GRAPH
+    place: str = "steps"
+    """`steps`, `handler_on` or `foreach`."""
+    is_child: bool = False
+    """The document runs as a sub-DAG."""
+    has_container: bool = False
+    """The root has a container."""
+
+
+class Read(Struct, frozen=True, kw_only=True):
+    """A step as read. `depends` and everything else that names a step is still what the author wrote."""
+
+    step: Step
+    prefix: str
+    """Of a generated name."""
+    entry: Mapping
+    """Where its fields stand; of a custom action, the expanded step."""
+    path: str
 
 
 def read_defaults(report: Report, node: Node | None, path: str) -> Defaults | None:
     """Read `defaults` (section 1.8)."""
     entry = reading.table(report, node, path, schema.DEFAULTS)
-    return None if entry is None else Defaults(entry, _shared_fields(report, entry, path))
+    return None if entry is None else Defaults(_shared_fields(report, entry, path))
 
 
 def _shared_fields(report: Report, entry: Mapping, path: str) -> dict[str, Any]:
@@ -57,37 +88,41 @@ def _shared_fields(report: Report, entry: Mapping, path: str) -> dict[str, Any]:
 # --------------------------------------------------------------------------------------------------------- one step
 
 
-def read_step(report: Report, node: Node, path: str, defaults: Defaults | None) -> tuple[Step, str] | None:
-    """Read one step as authored; return it with the prefix of a generated name. `depends` is still unresolved."""
+def read_step(report: Report, node: Node, path: str, around: Surroundings) -> Read | None:
+    """Read one step as authored; None when it was reported as wrong."""
     if isinstance(node, Scalar):
         if node.is_null or not node.text.strip():
             report.problem(node, path, "a step must not be empty")
             return None
-        report.warn(node, path, "Deprecated DAG syntax: a text as a step is deprecated; use `run`")
-        entry = Mapping(node.file, node.line, node.column)
-        entry.entries["run"], entry.keys["run"] = node, node
-        node = entry
-    entry_or_none = reading.table(report, node, path, schema.STEP)
-    if entry_or_none is None:
+        report.warn(node, path, f"Deprecated DAG syntax: {path} a text as a step is deprecated; use `run`")
+        short = Mapping(node.file, node.line, node.column)
+        short.entries["run"], short.keys["run"] = node, node
+        node = short
+    entry = reading.table(report, node, path, schema.STEP)
+    prefix = ""
+    if entry is not None and around.custom is not None:
+        entry, prefix = _expanded(report, entry, path, around.custom)
+    if entry is None:
         return None
-    entry = entry_or_none
-    fields = _shared_fields(report, entry, path)
-    if defaults is not None:
-        inherited = defaults.fields
-        fields = {
-            **inherited,
-            **fields,
-            "env": (*inherited.get("env", ()), *fields.get("env", ())),
-            "preconditions": (*inherited.get("preconditions", ()), *fields.get("preconditions", ())),
-        }
-    work = _work(report, entry, path)
+    work = _work(report, entry, path, around)
     if work is None:
         return None
-    prefix = work.pop("prefix")
+    kind = work["kind"]
+    fields = _with_defaults(_shared_fields(report, entry, path), around.defaults, kind=kind)
+    generic = work.pop("prefix")
     _plain_fields(report, entry, path, fields)
-    _sub_dag_fields(report, entry, path, fields, kind=work["kind"])
-    if fields.get("parallel") is not None:
-        prefix = "parallel"
+    if (target := entry.get("container")) is not None:
+        from secure_dagu.dag.container import read_container  # few workflows have one
+
+        fields["container"] = read_container(report, target, f"{path}.container")
+        if kind not in HOST_KINDS:
+            report.problem(target, f"{path}.container", "only a command or script runs in a container")
+    _sub_dag_fields(report, entry, path, fields, kind=kind)
+    _checked_approval(report, entry, path, fields, around)
+    if (inputs := entry.entries.get("inputs")) is not None:
+        from secure_dagu.dag.build import read_path_inputs  # only build DAGs have them
+
+        fields["path_inputs"] = read_path_inputs(report, inputs, f"{path}.inputs")
     step = Step(
         name=reading.text(report, entry.get("name"), f"{path}.name").strip() if "name" in entry.entries else "",
         id=reading.text(report, entry.get("id"), f"{path}.id").strip() if "id" in entry.entries else "",
@@ -95,11 +130,74 @@ def read_step(report: Report, node: Node, path: str, defaults: Defaults | None) 
         **work,
         **fields,
     )
-    if step.outputs and not step.id:
-        report.problem(entry.entries["outputs"], f"{path}.outputs", "a step with outputs must define id")
-    if step.stdout.path and step.stdout.path == step.stderr.path:
-        report.problem(entry.entries["stderr"], f"{path}.stderr", "stdout and stderr must not be the same file")
-    return step, prefix
+    _check_whole(report, step, entry, path, around)
+    return Read(step=step, prefix=prefix or _prefix(step, generic), entry=entry, path=path)
+
+
+def _expanded(report: Report, entry: Mapping, path: str, custom: CustomActions) -> tuple[Mapping | None, str]:
+    """Return the step that a call of a custom action stands for, and the name of the outermost one."""
+    prefix = ""
+    depth = 0
+    expanded: Mapping | None = entry
+    while expanded is not None and (action := _called(custom, expanded)) is not None:
+        prefix = prefix or action.name
+        expanded = reading.table(report, custom.expand(report, action, expanded, path, depth=depth), path, schema.STEP)
+        depth += 1
+    return expanded, prefix
+
+
+def _called(custom: CustomActions, entry: Mapping) -> CustomAction | None:
+    for key in ("action", "type"):
+        named = entry.get(key)
+        if isinstance(named, Scalar) and (found := custom.find(named.text.strip())):
+            return found
+    return None
+
+
+def _with_defaults(fields: dict[str, Any], defaults: Defaults | None, *, kind: str) -> dict[str, Any]:
+    if defaults is None:
+        return fields
+    inherited = defaults.fields
+    if kind == waiting.HUMAN_TASK:
+        inherited = {key: value for key, value in inherited.items() if key in waiting.DEFAULTS_OF_HUMAN_TASK}
+    return {
+        **inherited,
+        **fields,
+        "env": (*inherited.get("env", ()), *fields.get("env", ())),
+        "preconditions": (*inherited.get("preconditions", ()), *fields.get("preconditions", ())),
+    }
+
+
+def _prefix(step: Step, generic: str) -> str:
+    """Return the first word of a generated name (section 1.6)."""
+    if step.kind in HOST_KINDS and step.container is not None:
+        return "docker"
+    return "parallel" if step.parallel is not None else generic
+
+
+def _work(report: Report, entry: Mapping, path: str, around: Surroundings) -> dict[str, Any] | None:
+    """Return kind, commands, script, inputs, shell and name prefix of a step; None when it has no work."""
+    if "run" not in entry.entries and "action" not in entry.entries:
+        from secure_dagu.dag.legacy import read_legacy  # not needed by what is written today
+
+        return read_legacy(report, entry, path)
+    if "run" in entry.entries and "action" in entry.entries:
+        report.problem(entry.keys["action"], path, "run and action exclude each other")
+    for name in (*schema.EXCLUDED_BY_RUN_OR_ACTION, "foreach"):
+        if name in entry.entries:
+            report.problem(entry.keys[name], path, f"{name} cannot stand beside run or action")
+    if "run" in entry.entries:
+        return read_run(report, entry, path)
+    name = reading.text(report, entry.get("action"), f"{path}.action").strip()
+    if name == waiting.HUMAN_TASK:
+        if around.place != "steps":
+            report.problem(entry.keys["action"], path, f"human.task is not allowed in {around.place}")
+        elif around.is_child:
+            report.problem(entry.keys["action"], path, "human.task is for root runs only, not for sub-DAGs")
+    elif name == "router.route" and (around.place == "handler_on" or around.type is DagType.CHAIN):
+        where = "a handler" if around.place == "handler_on" else "a chain"
+        report.problem(entry.keys["action"], path, f"router.route is not allowed in {where}")
+    return read_action(report, entry, name, path, frozenset(around.custom.known if around.custom else ()))
 
 
 def _plain_fields(report: Report, entry: Mapping, path: str, fields: dict[str, Any]) -> None:
@@ -131,9 +229,8 @@ def _plain_fields(report: Report, entry: Mapping, path: str, fields: dict[str, A
 
 
 def _depends(report: Report, node: Node, path: str) -> tuple[str, ...]:
-    if isinstance(node, Mapping) or (
-        isinstance(node, Sequence) and not all(isinstance(item, Scalar) for item in node.items)
-    ):
+    is_list = isinstance(node, Sequence) and all(isinstance(item, Scalar) for item in node.items)
+    if not is_list and not (isinstance(node, Scalar) and node.is_text):
         report.problem(node, path, "depends must be a string or array of strings")
         return ()
     return tuple(dict.fromkeys(reading.texts(report, node, path)))
@@ -141,6 +238,7 @@ def _depends(report: Report, node: Node, path: str) -> tuple[str, ...]:
 
 def _output(report: Report, node: Node, path: str) -> Any:
     if isinstance(node, Mapping):
+        check_entries(report, node, path)
         return nodes.plain_value(node)
     name = reading.text(report, node, path).removeprefix("$")
     if not reading.ENV_NAME.fullmatch(name):
@@ -159,14 +257,11 @@ def _declared_outputs(report: Report, node: Node, path: str) -> tuple[DeclaredOu
             report.problem(item, where, f"expected a map, found {reading.kind_of(item)}")
             continue
         for key in item.entries:
-            if key == "path":
-                report.problem(
-                    item.keys[key], where, "path outputs belong to build DAGs: not supported by this version"
-                )
-            elif key not in schema.DECLARED_OUTPUT:
+            if key not in schema.DECLARED_OUTPUT:
                 report.problem(item.keys[key], where, f'unknown field "{key[:80]}"')
         name = reading.text(report, item.get("name"), f"{where}.name")
         kind = reading.text(report, item.get("type"), f"{where}.type", "string")
+        target = reading.text(report, item.get("path"), f"{where}.path")
         if not name:
             report.problem(item, where, "name is required")
         elif not reading.WORD.fullmatch(name):
@@ -175,20 +270,25 @@ def _declared_outputs(report: Report, node: Node, path: str) -> tuple[DeclaredOu
             report.problem(item, where, f'duplicate output name "{name}"')
         if kind not in ("string", "json"):
             report.problem(item, where, "type must be string or json")
-        found.append(DeclaredOutput(name=name, type=kind))
+        if "path" in item.entries:
+            if not target.strip():
+                report.problem(item, f"{where}.path", "must name a file")
+            if "type" in item.entries:
+                report.problem(item, where, "path and type exclude each other")
+        found.append(DeclaredOutput(name=name, type=kind, path=target))
     return tuple(found)
 
 
 def _sub_dag_fields(report: Report, entry: Mapping, path: str, fields: dict[str, Any], *, kind: str) -> None:
     """Read `parallel` and `worker_selector`, which only a sub-DAG step may have."""
     if (node := entry.get("worker_selector")) is not None:
-        if kind != "dag.run":
+        if kind not in SUB_DAG_KINDS:
             report.problem(node, f"{path}.worker_selector", "only a step that runs a DAG selects a worker")
         fields["worker_selector"], fields["run_locally"] = parts.worker_selector(
             report, node, f"{path}.worker_selector"
         )
     if (node := entry.get("parallel")) is not None:
-        if kind != "dag.run":
+        if kind not in SUB_DAG_KINDS:
             report.problem(node, f"{path}.parallel", "parallel is only for dag.run and dag.enqueue")
         fields["parallel"] = _parallel(report, node, f"{path}.parallel")
 
@@ -199,16 +299,13 @@ def _parallel(report: Report, node: Node, path: str) -> Parallel:
     if isinstance(node, Mapping):
         reading.table(report, node, path, schema.PARALLEL)
         items = node.get("items")
-        if (limit := node.get("max_concurrent")) is not None:
-            value = nodes.scalar_value(limit) if isinstance(limit, Scalar) else None
-            if isinstance(value, bool) or not isinstance(value, int) or not 1 <= value <= 1000:
-                report.problem(limit, "parallel.max_concurrent", f"{path}: must be an integer from 1 to 1000")
-            else:
-                max_concurrent = value
+        max_concurrent = parts.max_concurrent(report, node.get("max_concurrent"), path, "parallel.max_concurrent")
     if items is None:
         report.problem(node, path, "items is required")
         return Parallel()
     if isinstance(items, Scalar):
+        if not items.is_text:
+            report.problem(items, path, "expected a text, a list, or a map with items")
         return Parallel(source=nodes.scalar_text(items), max_concurrent=max_concurrent)
     if not isinstance(items, Sequence) or not all(_is_flat(item) for item in items.items):
         report.problem(items, path, "items are texts, numbers, or flat maps of them")
@@ -226,197 +323,30 @@ def _is_flat(item: Node) -> bool:
     )
 
 
-# --------------------------------------------------------------------------------------------------- what a step does
+def _checked_approval(report: Report, entry: Mapping, path: str, fields: dict[str, Any], around: Surroundings) -> None:
+    if (node := entry.get("approval")) is None:
+        return
+    fields["approval"] = waiting.read_approval(report, node, f"{path}.approval")
+    if around.place != "steps":
+        report.problem(node, f"{path}.approval", f"approval is not allowed in {around.place}")
+    if entry.get("worker_selector") is not None:
+        report.problem(node, f"{path}.approval", "a step with approval must not use worker_selector")
 
 
-def _work(report: Report, entry: Mapping, path: str) -> dict[str, Any] | None:
-    """Return kind, commands, script, inputs, shell and name prefix of a step; None when it has no work."""
-    run, action = entry.get("run"), entry.get("action")
-    if "run" in entry.entries or "action" in entry.entries:
-        if "run" in entry.entries and "action" in entry.entries:
-            report.problem(entry.keys["action"], path, "run and action exclude each other")
-        for name in schema.EXCLUDED_BY_RUN_OR_ACTION:
-            if name in entry.entries:
-                report.problem(entry.keys[name], path, f"{name} cannot stand beside run or action")
-        if "run" in entry.entries:
-            return _run(report, entry, run, path)
-        return _action(report, entry, action, path)
-    return _legacy(report, entry, path)
+def _check_whole(report: Report, step: Step, entry: Mapping, path: str, around: Surroundings) -> None:
+    """Check what depends on several fields of a step."""
+    if step.outputs and not step.id:
+        report.problem(entry.entries["outputs"], f"{path}.outputs", "a step with outputs must define id")
+    if step.stdout.path and step.stdout.path == step.stderr.path:
+        report.problem(entry.entries["stderr"], f"{path}.stderr", "stdout and stderr must not be the same file")
+    if step.path_inputs or any(output.path for output in step.outputs):
+        from secure_dagu.dag.build import check_declarations
 
-
-def _run(report: Report, entry: Mapping, run: Node | None, path: str) -> dict[str, Any]:
-    options = reading.table(report, entry.get("with"), f"{path}.with", schema.RUN_WITH)
-    shell = Shell()
-    if options is not None:
-        if options.get("shell_args") is not None and options.get("shell") is None:
-            report.problem(options, f"{path}.with", "shell_args needs shell")
-        shell = _shell(report, options, f"{path}.with.shell")
-    return _commands(report, run or entry.entries["run"], f"{path}.run", shell)
-
-
-def _shell(report: Report, options: Mapping, path: str) -> Shell:
-    shell = parts.shell(report, options.get("shell"), options.get("shell_args"), options.get("shell_packages"), path)
-    if shell.program == "direct":
-        report.problem(options, path, "`direct` is not a shell for run steps; use `action: exec`")
-    return shell
-
-
-def _commands(report: Report, node: Node, path: str, shell: Shell) -> dict[str, Any]:
-    """Read a command line, a script (text with a line break), or a list of command lines."""
-    work: dict[str, Any] = {"kind": "command", "shell": shell, "prefix": "cmd"}
-    if isinstance(node, Scalar):
-        # The decoded value decides, before any trimming: one line is a command, more are a script.
-        if not isinstance(nodes.scalar_value(node), str):
-            report.problem(node, path, f"expected text or a list, found {reading.kind_of(node)}")
-        elif not node.text.strip():
-            report.problem(node, path, "must not be empty")
-        elif "\n" in node.text:
-            return {**work, "kind": "script", "script": node.text, "prefix": "script"}
-        return {**work, "commands": (node.text,)}
-    if not isinstance(node, Sequence):
-        report.problem(node, path, f"expected text or a list, found {reading.kind_of(node)}")
-        return work
-    lines: list[str] = []
-    for index, item in enumerate(node.items):
-        line = _command_entry(item)
-        if line is None:
-            report.problem(item, f"{path}[{index}]", "expected one line of text, or one key with a plain value")
-        elif line.strip():
-            lines.append(line)
-    if not lines and node.items == [item for item in node.items if isinstance(item, Scalar)]:
-        report.problem(node, path, "must have at least one command")
-    return {**work, "commands": tuple(lines)}
-
-
-def _command_entry(node: Node) -> str | None:
-    """Return one entry of a command list as text; None when it has no such form."""
-    if isinstance(node, Scalar):
-        line = "" if node.is_null else nodes.scalar_text(node)
-    elif isinstance(node, Mapping) and len(node.entries) == 1:
-        [(key, value)] = node.entries.items()
-        if not isinstance(value, Scalar):
-            return None
-        line = f"{key}: {nodes.scalar_text(value)}"
-    else:
-        return None
-    return None if "\n" in line.rstrip("\n") else line.rstrip("\n")
-
-
-def _action(report: Report, entry: Mapping, node: Node | None, path: str) -> dict[str, Any]:
-    name = reading.text(report, node, f"{path}.action").strip()
-    where = node or entry.keys["action"]
-    action = schema.ACTIONS.get(name)
-    if action is None:
-        if name in schema.KNOWN_ACTIONS or name.startswith("redis."):
-            text = f'the action "{name}" is not supported by this version'
-        else:
-            near = (
-                schema.nearest(name, schema.KNOWN_ACTIONS | schema.ACTIONS.keys())
-                if name and not report.is_full
-                else ""
-            )
-            text = f'unknown action "{name[:80]}"' + (f' (did you mean "{near}"?)' if near else "")
-        report.problem(where, f"{path}.action", text)
-        return {"kind": "noop", "prefix": "step"}
-    return _inputs(report, entry.get("with"), entry, f"{path}.with", name, action)
-
-
-def _inputs(
-    report: Report, node: Node | None, owner: Node, path: str, name: str, action: schema.Action
-) -> dict[str, Any]:
-    """Read the inputs of an action against its table."""
-    inputs = reading.table(report, node, path, action.keys)
-    for key in action.required:
-        if inputs is None or inputs.get(key) is None:
-            report.problem(node or owner, path, f"{name} needs {key}")
-    values = nodes.plain_value(inputs) if inputs is not None else {}
-    if inputs is not None:
-        if name == "exec":
-            values = _exec_inputs(report, inputs, path)
-        elif name == "outputs.write":
-            block = inputs.get("values")
-            if not isinstance(block, Mapping) or not block.entries:
-                report.problem(block or inputs, f"{path}.values", "values must be a non-empty map")
-        elif name in ("log.write", "dag.run"):
-            for key in ("message", "dag"):
-                if inputs.get(key) is not None:
-                    values[key] = reading.text(report, inputs.get(key), f"{path}.{key}")
-    return {"kind": name, "inputs": values, "prefix": _PREFIXES.get(name, name)}
-
-
-def _exec_inputs(report: Report, inputs: Mapping, path: str) -> dict[str, Any]:
-    command = reading.text(report, inputs.get("command"), f"{path}.command")
-    if inputs.get("command") is not None and not command.strip():
-        report.problem(inputs, f"{path}.command", "command must not be empty")
-    return {"command": command, "args": list(reading.texts(report, inputs.get("args"), f"{path}.args", "a list"))}
-
-
-# ------------------------------------------------------------------------------------------------------- legacy forms
-
-
-def _legacy(report: Report, entry: Mapping, path: str) -> dict[str, Any] | None:
-    """Read `command`, `script`, `exec`, `call` and `type`, or a step that only publishes values."""
-    kind = reading.text(report, entry.get("type"), f"{path}.type")
-    if kind and kind not in schema.LEGACY_TYPES:
-        is_known = kind in schema.LEGACY_TYPES_UNSUPPORTED
-        said = f'the type "{kind}" is not supported by this version' if is_known else f'unknown type "{kind[:80]}"'
-        report.problem(entry.entries["type"], f"{path}.type", said)
-        return None
-    if "config" in entry.entries and "with" in entry.entries:
-        report.problem(entry.keys["config"], path, "config is the old name of with: only one of them")
-    action = schema.LEGACY_TYPES.get(kind, "")
-    if "call" in entry.entries or action == "dag.run":
-        return _legacy_call(report, entry, path)
-    if action:
-        _deprecated(report, entry, path, "type", f"action: {action}")
-        config = entry.get("with") or entry.get("config")
-        return _inputs(report, config, entry, f"{path}.with", action, schema.ACTIONS[action])
-    if (node := entry.get("exec")) is not None:
-        _deprecated(report, entry, path, "exec", "action: exec")
-        return _inputs(report, node, entry, f"{path}.exec", "exec", schema.ACTIONS["exec"])
-    if entry.get("command") is not None or entry.get("script") is not None:
-        return _legacy_command(report, entry, path)
-    if isinstance(entry.get("output"), Mapping):
-        return {"kind": "noop", "prefix": "step"}
-    if not any(
-        key.use is schema.Use.REFUSED and name in entry.entries for name, key in schema.STEP.items()
-    ):  # those were reported already, by name
-        report.problem(entry, path, "a step needs run, action, or an output map")
-    return None
-
-
-def _legacy_command(report: Report, entry: Mapping, path: str) -> dict[str, Any]:
-    shell = _shell(report, entry, f"{path}.shell")
-    command, script = entry.get("command"), entry.get("script")
-    if script is None:
-        assert command is not None
-        _deprecated(report, entry, path, "command", "run")
-        return _commands(report, command, f"{path}.command", shell)
-    _deprecated(report, entry, path, "script", "run")
-    if command is not None:
-        # The command is the interpreter line of the script.
-        try:
-            program, *args = shlex.split(reading.text(report, command, f"{path}.command"))
-            shell = Shell(program=program, args=tuple(args))
-        except ValueError:
-            report.problem(command, f"{path}.command", "expected the interpreter of the script")
-    text = reading.text(report, script, f"{path}.script")
-    if not text.strip():
-        report.problem(script, f"{path}.script", "must not be empty")
-    return {"kind": "script", "script": text, "shell": shell, "prefix": "script"}
-
-
-def _legacy_call(report: Report, entry: Mapping, path: str) -> dict[str, Any]:
-    _deprecated(report, entry, path, "call" if "call" in entry.entries else "type", "action: dag.run")
-    target = entry.get("call") or entry.get("command")
-    name = reading.text(report, target, f"{path}.call")
-    if not name:
-        report.problem(entry, path, "call must name a DAG")
-    inputs: dict[str, Any] = {"dag": name}
-    if (given := entry.get("params")) is not None:
-        inputs["params"] = nodes.plain_value(given)
-    return {"kind": "dag.run", "inputs": inputs, "prefix": "dag"}
-
-
-def _deprecated(report: Report, entry: Mapping, path: str, key: str, instead: str) -> None:
-    report.warn(entry.keys[key], path, f"Deprecated DAG syntax: {path} {key} is deprecated; use `{instead}`")
+        check_declarations(
+            report,
+            step,
+            entry,
+            path,
+            is_build=around.type is DagType.BUILD and around.place == "steps",
+            has_container=around.has_container or step.container is not None,
+        )

@@ -1,18 +1,19 @@
 """Read the steps of a document: what they are called and what they wait for. Pure.
 
 `read_steps` reads every step, settles names, then turns `depends` into runtime names: those of the file in graph mode,
-the previous entry's in chain mode.
+the previous entry's in chain mode. The body of a `foreach` is such a list of its own.
 """
 
 from __future__ import annotations
 
-from dataclasses import replace
+from msgspec.structs import replace
 
-from secure_dagu.dag import reading, schema
-from secure_dagu.dag.model import HANDLERS, DagType, Step
-from secure_dagu.dag.nodes import Mapping, Node, Sequence
+from secure_dagu.dag import nodes, parts, reading, schema
+from secure_dagu.dag.model import HANDLERS, DagType, ForEach, Step
+from secure_dagu.dag.nodes import Mapping, Node, Scalar, Sequence
 from secure_dagu.dag.reading import Report
-from secure_dagu.dag.step import Defaults, read_step
+from secure_dagu.dag.routes import linked_routes, rewinds
+from secure_dagu.dag.step import Read, Surroundings, read_step
 
 MAX_EDGES = 500_000
 """Dependencies of one document after chain expansion: two nested lists of 1,000 steps already make a million."""
@@ -21,47 +22,49 @@ MAX_NAME_BYTES = 255
 
 _RESERVED_IDS = frozenset({"env", "params", "args", "stdout", "stderr", "output", "outputs"})
 
-_Slot = list[tuple[Step, str, Node, str]]
-"""One entry of `steps`: its members with prefix, node and path; several for a nested list."""
+_Slot = list[Read]
+"""One entry of `steps`: its members; several for a nested list."""
 
 
-def read_steps(report: Report, node: Node | None, path: str, kind: DagType, defaults: Defaults | None) -> list[Step]:
+def read_steps(report: Report, node: Node | None, path: str, around: Surroundings) -> list[Step]:
     """Read `steps` of a document: a list, or a map of names (ordered by name)."""
     slots: list[_Slot] = []
     if isinstance(node, Mapping):
         for name in sorted(node.entries):
-            slots.append(_named_slot(report, node, name, path, defaults))
+            slots.append(_named_slot(report, node, name, path, around))
     elif isinstance(node, Sequence):
         for index, item in enumerate(node.items):
             where = f"{path}[{index}]"
             inner = item.items if isinstance(item, Sequence) else None
             members = [(item, where)] if inner is None else [(one, f"{where}[{at}]") for at, one in enumerate(inner)]
-            slots.append(
-                [(*found, member, at) for member, at in members if (found := read_step(report, member, at, defaults))]
-            )
+            slots.append([found for member, at in members if (found := read_step(report, member, at, around))])
     elif node is not None:
         report.problem(node, path, f"steps must be a sequence, found {reading.kind_of(node)}")
-    steps = _with_names(report, slots)
-    if kind is DagType.CHAIN:
-        return _chained(report, slots, steps, path)
-    return _with_dependencies(report, slots, steps)
+    flat = [member for slot in slots for member in slot]
+    steps = _with_names(report, flat)
+    authored = {word for read in flat for word in (read.step.name, read.step.id) if word}
+    steps = [
+        replace(step, foreach=_foreach(report, read, around, authored)) if step.kind == "foreach" else step
+        for step, read in zip(steps, flat, strict=True)
+    ]
+    if around.type is DagType.CHAIN:
+        return rewinds(report, _chained(report, slots, steps, path), flat)
+    return _with_dependencies(report, flat, steps)
 
 
-def _named_slot(report: Report, node: Mapping, name: str, path: str, defaults: Defaults | None) -> _Slot:
-    where = f"{path}.{name}"
-    found = read_step(report, node.entries[name], where, defaults)
+def _named_slot(report: Report, node: Mapping, name: str, path: str, around: Surroundings) -> _Slot:
+    found = read_step(report, node.entries[name], f"{path}.{name}", around)
     if found is None:
         return []
-    step, prefix = found
-    return [(step if step.name else replace(step, name=name), prefix, node.entries[name], where)]
+    return [found if found.step.name else replace(found, step=replace(found.step, name=name))]
 
 
-def _with_names(report: Report, slots: list[_Slot]) -> list[Step]:
+def _with_names(report: Report, flat: list[Read]) -> list[Step]:
     """Return all steps, each with a unique name; report what is wrong with the authored ones (section 1.7)."""
-    flat = [member for slot in slots for member in slot]
     names: dict[str, int] = {}
     ids: dict[str, int] = {}
-    for at, (step, _, node, path) in enumerate(flat):
+    for at, read in enumerate(flat):
+        step, node, path = read.step, read.entry, read.path
         if step.id:
             _check_id(report, step.id, node, path)
             if step.id in ids:
@@ -71,26 +74,30 @@ def _with_names(report: Report, slots: list[_Slot]) -> list[Step]:
         if len(name.encode("utf-8", "replace")) > MAX_NAME_BYTES:
             report.problem(node, path, f"step name must be at most {MAX_NAME_BYTES} bytes")
         if name and names.setdefault(name, at) != at:
-            report.problem(node, path, f'step name "{name[:80]}" must be unique')
+            if bool(step.name) is bool(flat[names[name]].step.name):
+                report.problem(node, path, f'step name "{name[:80]}" must be unique')
+            else:  # one of them is named by its id alone
+                report.problem(node, path, f'step name "{name[:80]}" conflicts with the ID of another step')
     for step_id, at in ids.items():
         if names.get(step_id, at) != at:
-            _, _, node, path = flat[at]
-            report.problem(node, path, f'step ID "{step_id}" conflicts with the name of another step')
+            report.problem(
+                flat[at].entry, flat[at].path, f'step ID "{step_id}" conflicts with the name of another step'
+            )
     taken = names.keys() | ids.keys()
     steps: list[Step] = []
     free: dict[str, int] = {}
-    for position, (step, prefix, _, _) in enumerate(flat, 1):
-        name = step.name or step.id
+    for position, read in enumerate(flat, 1):
+        name = read.step.name or read.step.id
         if not name:
-            name = f"{prefix}_{position}"
+            name = f"{read.prefix}_{position}"
             if name in taken:  # a collision moves to the next free number; all before `free` are known to be taken
-                number = max(position, free.get(prefix, 0))
-                while f"{prefix}_{number}" in taken:
+                number = max(position, free.get(read.prefix, 0))
+                while f"{read.prefix}_{number}" in taken:
                     number += 1
-                name = f"{prefix}_{number}"
-                free[prefix] = number + 1
+                name = f"{read.prefix}_{number}"
+                free[read.prefix] = number + 1
         taken.add(name)
-        steps.append(step if step.name == name else replace(step, name=name))
+        steps.append(read.step if read.step.name == name else replace(read.step, name=name))
     return steps
 
 
@@ -103,12 +110,14 @@ def _check_id(report: Report, step_id: str, node: Node, path: str) -> None:
         report.problem(node, path, f'step ID "{step_id}" is a reserved word')
 
 
-def _with_dependencies(report: Report, slots: list[_Slot], steps: list[Step]) -> list[Step]:
+# ----------------------------------------------------------------------------------------------------------- ordering
+
+
+def _with_dependencies(report: Report, flat: list[Read], steps: list[Step]) -> list[Step]:
     """Return the steps with `depends` as runtime names; a name wins over an id."""
-    flat = [member for slot in slots for member in slot]
     runtime = {step.id: step.name for step in steps if step.id} | {step.name: step.name for step in steps}
     linked: list[Step] = []
-    for step, (_, _, node, path) in zip(steps, flat, strict=True):
+    for step, read in zip(steps, flat, strict=True):
         if not step.depends:
             linked.append(step)
             continue
@@ -118,12 +127,12 @@ def _with_dependencies(report: Report, slots: list[_Slot], steps: list[Step]) ->
                 found[runtime[name]] = None
                 continue
             near = "" if report.is_full else schema.nearest(name, runtime)
-            at = node.entries["depends"] if isinstance(node, Mapping) else node
             hint = f' (did you mean "{near}"?)' if near else ""
-            report.problem(at, f"{path}.depends", f'depends on non-existent step "{name[:80]}"{hint}')
+            at = read.entry.entries["depends"]
+            report.problem(at, f"{read.path}.depends", f'depends on non-existent step "{name[:80]}"{hint}')
         depends = tuple(found)
         linked.append(step if depends == step.depends else replace(step, depends=depends))
-    return linked
+    return rewinds(report, linked_routes(report, linked, flat, runtime), flat)
 
 
 def _chained(report: Report, slots: list[_Slot], steps: list[Step], path: str) -> list[Step]:
@@ -136,20 +145,91 @@ def _chained(report: Report, slots: list[_Slot], steps: list[Step], path: str) -
         members = [next(remaining) for _ in slot]
         edges += len(before) * len(members)
         if edges > MAX_EDGES:
-            report.problem(slot[0][2], path, f"the chain needs more than {MAX_EDGES} dependencies")
+            report.problem(slot[0].entry, path, f"the chain needs more than {MAX_EDGES} dependencies")
             return steps
-        for step, (_, _, node, where) in zip(members, slot, strict=True):
-            if isinstance(node, Mapping) and "depends" in node.entries:
-                report.problem(node.keys["depends"], where, "depends field is not allowed in a chain")
+        for step, read in zip(members, slot, strict=True):
+            if "depends" in read.entry.entries:
+                report.problem(read.entry.keys["depends"], read.path, "depends field is not allowed in a chain")
             linked.append(replace(step, depends=before))
         if members:
             before = tuple(step.name for step in members)
     return linked
 
 
-def read_handlers(report: Report, node: Node | None, path: str, defaults: Defaults | None) -> dict[str, Step]:
+# ------------------------------------------------------------------------------------------------------------ foreach
+
+
+def _foreach(report: Report, read: Read, around: Surroundings, outer: set[str]) -> ForEach | None:
+    """Read `foreach` of a step and its body, whose names are its own but none of the steps around it (3.15)."""
+    path = f"{read.path}.foreach"
+    entry = reading.table(report, read.entry.get("foreach"), path, schema.FOREACH)
+    if entry is None:
+        if read.entry.get("foreach") is None:
+            report.problem(read.entry, path, "foreach needs items and steps")
+        return None
+    if around.place == "foreach":
+        report.problem(entry, path, "a foreach does not stand in the body of another; call a sub-DAG there")
+        return None
+    as_name = reading.text(report, entry.get("as"), f"{path}.as", "item")
+    if not reading.WORD.fullmatch(as_name) or as_name in ("index", "key"):
+        report.problem(entry.entries["as"], f"{path}.as", "a letter, then letters, digits, _; not index or key")
+    return ForEach(
+        items=_items(report, entry, path),
+        steps=tuple(_body(report, entry, f"{path}.steps", around, outer)),
+        as_name=as_name,
+        key=reading.text(report, entry.get("key"), f"{path}.key"),
+        max_concurrent=parts.max_concurrent(report, entry.get("max_concurrent"), path, "foreach.max_concurrent"),
+        collect=_collect(report, entry.get("collect"), f"{path}.collect"),
+    )
+
+
+def _items(report: Report, entry: Mapping, path: str) -> object:
+    node = entry.get("items")
+    if isinstance(node, Sequence):
+        if len(node.items) > 1000:
+            report.problem(node, f"{path}.items", "at most 1000 items")
+        return nodes.plain_value(node)
+    if isinstance(node, Scalar) and isinstance(nodes.scalar_value(node), str):
+        return node.text
+    found = "nothing" if node is None else reading.kind_of(node)
+    report.problem(node or entry, f"{path}.items", f"expected a list, or text that becomes a JSON array, found {found}")
+    return []
+
+
+def _body(report: Report, entry: Mapping, path: str, around: Surroundings, outer: set[str]) -> list[Step]:
+    node = entry.get("steps")
+    if not isinstance(node, Sequence) or not node.items:
+        report.problem(node or entry, path, "steps must be a non-empty sequence")
+        return []
+    for index, item in enumerate(node.items):
+        if isinstance(item, Sequence):
+            report.problem(item, f"{path}[{index}]", "the body of a foreach has no nested lists of steps")
+            return []
+    steps = read_steps(report, node, path, replace(around, place="foreach", type=DagType.GRAPH))
+    for item in node.items:
+        for key in ("id", "name"):
+            written = item.get(key) if isinstance(item, Mapping) else None
+            if isinstance(written, Scalar) and (word := nodes.scalar_text(written).strip()) in outer:
+                report.problem(written, path, f'the {key} "{word[:80]}" collides with a step outside the foreach')
+    return steps
+
+
+def _collect(report: Report, node: Node | None, path: str) -> dict[str, str]:
+    collect = reading.text_map(report, node, path)
+    for name in collect:
+        if not reading.WORD.fullmatch(name):
+            assert node is not None
+            report.problem(node, path, f'"{name[:80]}" is not a name: a letter, then letters, digits, _')
+    return collect
+
+
+# ----------------------------------------------------------------------------------------------------------- handlers
+
+
+def read_handlers(report: Report, node: Node | None, path: str, around: Surroundings) -> dict[str, Step]:
     """Read `handler_on`: one step for each event; the step of `exit` is called `onExit`."""
     entry = reading.table(report, node, path, schema.HANDLER_ON)
+    inside = replace(around, place="handler_on")
     handlers: dict[str, Step] = {}
     for event in HANDLERS:
         value = entry.get(event) if entry is not None else None
@@ -158,6 +238,9 @@ def read_handlers(report: Report, node: Node | None, path: str, defaults: Defaul
         where = f"{path}.{event}"
         if isinstance(value, Mapping) and "depends" in value.entries:
             report.problem(value.keys["depends"], where, "a handler has no depends")
-        if found := read_step(report, value, where, defaults):
-            handlers[event] = replace(found[0], name=f"on{event.capitalize()}", depends=())
+        if found := read_step(report, value, where, inside):
+            step = replace(found.step, name=f"on{event.capitalize()}", depends=())
+            if step.kind == "foreach":
+                step = replace(step, foreach=_foreach(report, found, inside, set()))
+            handlers[event] = step
     return handlers

@@ -11,9 +11,10 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
 from enum import Enum
 from typing import Any
+
+from msgspec import Struct
 
 from secure_dagu.dag import formats, references, shell_forms
 from secure_dagu.dag.model import EnvEntry
@@ -49,6 +50,14 @@ def resolve(text: str, scope: Scope, mode: FieldMode) -> str:
     return "".join(part.text for part in resolve_parts(text, scope, mode))
 
 
+def first_unresolved(text: str, scope: Scope, mode: FieldMode) -> str:
+    """Return the first strict reference of `text` that has no value, empty when all have one."""
+    for token in references.scan(text):
+        if token.kind is TokenKind.STRICT and not token.is_escaped and _value_of(token, scope, mode) is None:
+            return token.text
+    return ""
+
+
 def resolve_tree(value: Any, scope: Scope, mode: FieldMode) -> Any:
     """Return plain data with every string in it resolved; keys and other scalars stay as they are."""
     if isinstance(value, str):
@@ -75,8 +84,7 @@ def evaluate_env(entries: Iterable[EnvEntry], scope: Scope, *, layer: Layer) -> 
     return seen
 
 
-@dataclass(frozen=True, slots=True)
-class Part:
+class Part(Struct, frozen=True):
     """A stretch of a resolved field: authored text, or an inserted value (`is_value`), which is never looked at again.
 
     `is_protected` marks authored text whose dollar was escaped.
@@ -89,14 +97,15 @@ class Part:
 
 def resolve_parts(text: str, scope: Scope, mode: FieldMode) -> list[Part]:
     """Return the pieces of a resolved field in order; joined they are what `resolve` returns."""
-    tokens = references.scan(text, quotes=mode is not FieldMode.SHELL)
+    tokens = references.scan(text)
     use_shell_forms = mode is not FieldMode.SHELL and not _assigns_to_empty(tokens, scope, mode)
     parts: list[Part] = []
     done = 0
     size = len(text)
     for token in tokens:
         # In a path field a backslash before a plain name is a path character (section 2.3).
-        is_escaped = token.is_escaped and not (mode is FieldMode.PATH and token.kind is TokenKind.NAME)
+        is_plain_name = token.kind is TokenKind.NAME or (token.kind is TokenKind.PATH and not token.is_braced)
+        is_escaped = token.is_escaped and not (mode is FieldMode.PATH and is_plain_name)
         if is_escaped:
             if _loses_escape(token, mode):
                 parts.append(Part(text[done : token.start - 1]))
@@ -120,15 +129,17 @@ def resolve_parts(text: str, scope: Scope, mode: FieldMode) -> list[Part]:
     return parts
 
 
-def _value_of(token: Token, scope: Scope, mode: FieldMode, *, use_shell_forms: bool) -> str | None:
+def _value_of(token: Token, scope: Scope, mode: FieldMode, *, use_shell_forms: bool = False) -> str | None:
     """Return what replaces `token`, None when its text stays."""
     host = mode is FieldMode.HOST
     match token.kind:
         case TokenKind.STRICT:
             return _strict(token.segments, scope, host=host)
         case TokenKind.PATH:
+            if token.is_quoted and not token.is_braced:
+                return None
             value = _compatible(token, scope, host=host)
-            if value is None and mode is not FieldMode.SHELL and not token.is_braced and not token.is_quoted:
+            if value is None and mode is not FieldMode.SHELL and not token.is_braced:
                 # `$DIR/$NAME.log`: without JSON in NAME the dotted tail is ordinary text after a simple variable.
                 plain = scope.env.find(token.segments[0], host=host)
                 return None if plain is None else plain + token.text[1 + len(token.segments[0]) :]
@@ -197,14 +208,18 @@ def _strict(segments: tuple[str, ...], scope: Scope, *, host: bool) -> str | Non
         case ("outputs", name):
             return (scope.build_outputs or {}).get(name)
         case ("foreach", name):
-            return _text_of((scope.foreach or {}).get(name))
+            return _entry(scope.foreach, name)
         case ("foreach", name, key):
-            item = (scope.foreach or {}).get(name)
-            return _text_of(item.get(key)) if isinstance(item, Mapping) else None
+            return _entry((scope.foreach or {}).get(name), key)
         case ("context", *path):
             return scope.context.get(".".join(path))
         case _:
             return scope.context.get(references.FROZEN_ALIASES.get(".".join(segments), ""))
+
+
+def _entry(item: Any, key: str) -> str | None:
+    """Return an entry of a foreach item as text, None where there is none; one that is null is there."""
+    return formats.as_text(item[key]) if isinstance(item, Mapping) and key in item else None
 
 
 def _text_of(value: Any) -> str | None:
@@ -261,8 +276,7 @@ def _slice(token: Token, scope: Scope) -> str | None:
 # ------------------------------------------------------------------------------------------------ dynamic evaluation
 
 
-@dataclass(frozen=True, slots=True)
-class DynamicText:
+class DynamicText(Struct, frozen=True):
     """A dynamic field with its references resolved and its command substitutions still to be run.
 
     The caller runs each of `commands`, in order, in a shell of its own, and hands the trimmed outputs to `fill`.

@@ -82,3 +82,22 @@ def test_arbitrary_text_is_parsed_or_refused_and_nothing_else(text: str) -> None
             nodes.plain_value(node)
     except DefinitionError:
         pass
+
+
+@pytest.mark.parametrize(
+    ("text", "value"),
+    [
+        ("a: {u: http://x:80/p, v: 1}", {"a": {"u": "http://x:80/p", "v": 1}}),
+        ("a: [http://x:80, 10:30, b]", {"a": ["http://x:80", "10:30", "b"]}),
+        ("a: {t: 2026-01-01T10:00:00Z}\nb: &x 'q'\nc: *x", {"a": {"t": "2026-01-01T10:00:00Z"}, "b": "q", "c": "q"}),
+    ],
+)
+def test_plain_text_of_the_flow_style_may_hold_colons(text: str, value: object) -> None:
+    assert nodes.plain_value(nodes.parse(text, file="")[0]) == value
+
+
+def test_the_slow_parser_keeps_the_rules_of_the_fast_one() -> None:
+    for text, said in (("a: [x:1]\na: 2", "already defined"), ("a: [x:1]\nb: !t 1", "tags"), ("a: [x:1", "yaml")):
+        with pytest.raises(DefinitionError) as caught:
+            nodes.parse(text, file="")
+        assert said in str(caught.value)

@@ -158,3 +158,149 @@ def test_input_past_the_limit_is_refused() -> None:
 def test_splitting_arbitrary_text_never_raises(text: str) -> None:
     split_words(text)
     parse_input(text)
+
+
+# ------------------------------------------------------------------------------------------------------ JSON Schema
+
+SCHEMA = """{"type": "object", "required": ["env"], "properties": {
+  "env": {"type": "string", "enum": ["dev", "prod"]},
+  "count": {"type": "integer", "minimum": 1, "default": 2, "title": "how many"},
+  "step": {"type": "integer", "multipleOf": 5},
+  "mail": {"type": "string", "minLength": 3, "not": {"const": "root"}},
+  "tags": {"type": "array", "items": {"type": "string"}, "default": ["a"]}}}"""
+
+
+def from_schema(caller: str, *, values: str = "{}", schema: str | None = None) -> Params:
+    text = f"params: {{schema: params.json, values: {values}}}\nsteps: [{{run: x}}]"
+    text = text if schema is None else f"params: {schema}\nsteps: [{{run: x}}]"
+    asked: list[str] = []
+
+    def read_schema(name: str) -> str:
+        asked.append(name)
+        return SCHEMA
+
+    loaded = load_definition(text, read_schema=read_schema).main
+    assert asked == (["params.json"] if schema is None else [])
+    return bind_params(loaded, caller).finish()
+
+
+@pytest.mark.parametrize(
+    ("caller", "env"),
+    [
+        ("env=dev", {"env": "dev", "count": "2", "tags": '["a"]'}),
+        (
+            "env=prod count=3 step=10 mail=joe",
+            {"env": "prod", "count": "3", "step": "10", "mail": "joe", "tags": '["a"]'},
+        ),
+        ('{"env": "dev", "tags": ["x", "y"]}', {"env": "dev", "count": "2", "tags": '["x","y"]'}),
+    ],
+)
+def test_a_schema_declares_parameters_wherever_it_stands(caller: str, env: dict[str, str]) -> None:
+    for params in (
+        from_schema(caller),
+        from_schema(caller, schema=SCHEMA.replace("\n", " ")),
+        from_schema(caller, schema=f"{{schema: {SCHEMA}}}".replace("\n", " ")),
+    ):
+        assert dict(params.env) == env
+
+
+def test_what_is_required_is_missed_before_an_eval_runs_unless_the_eval_gives_it() -> None:
+    declared = dag("params: [{name: a, required: true}, {name: b, required: true, eval: $(date)}]\nsteps: []")
+    with pytest.raises(DefinitionError, match="missing required parameters: a:"):
+        bind_params(declared, "").check_required()
+    bind_params(declared, "a=1").check_required()
+
+
+def test_values_of_a_schema_are_defaults() -> None:
+    assert from_schema("", values="{env: prod, count: 7}").named == {"env": "prod", "count": "7", "tags": '["a"]'}
+
+
+@pytest.mark.parametrize(
+    ("caller", "said"),
+    [
+        ("count=3", "missing required parameters: env"),
+        ("env=test", "must be one of dev, prod"),
+        ("env=dev count=0", "must be at least 1"),
+        ("env=dev step=7", "multiple of 5"),
+        ("env=dev mail=root", "mail"),
+        ("env=dev mail=x", "at least 3 characters"),
+        ("env=dev tags=x", 'tags: cannot coerce "x" to array'),
+        ('{"env": "dev", "tags": [1]}', "1 is not of type 'string'"),
+        ("dev", "positional params are not accepted"),
+        ("env=dev more=1", 'unknown parameter(s): "more"; accepted parameters are: count, env, mail, step, tags'),
+    ],
+)
+def test_input_that_the_schema_forbids_is_refused(caller: str, said: str) -> None:
+    with pytest.raises(DefinitionError) as caught:
+        from_schema(caller)
+    assert said in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("params", "said"),
+    [
+        ("{schema: missing.json}", 'params: "missing.json": the schema file cannot be read'),
+        ("{schema: https://example.com/s.json}", "schemas are not fetched from the network"),
+        ("{schema: {type: object}}", "needs properties"),
+        ("{schema: [1]}", "expected a file, or a schema"),
+        ("{type: object, properties: {a: {$ref: other.json}}}", "`$ref` is not supported"),
+        ("{type: object, properties: {a: {type: integer, default: x}}}", 'cannot coerce "x" to integer'),
+        ("{type: object, properties: {a-b: {type: string}}}", "params"),
+        ("{schema: {type: object, properties: {a: {}}}, values: {b: 1}}", '"b" is not a property'),
+    ],
+)
+def test_a_schema_that_cannot_be_used_is_refused(params: str, said: str) -> None:
+    with pytest.raises(DefinitionError) as caught:
+        load_definition(f"params: {params}\nsteps: [{{run: x}}]")
+    assert said in str(caught.value)
+
+
+@pytest.mark.parametrize("text", ["[", "- 1", "a: b\n---\nc: d", ""])
+def test_a_schema_file_that_is_none_is_refused(text: str) -> None:
+    with pytest.raises(DefinitionError, match=r"s\.json"):
+        load_definition("params: {schema: s.json}\nsteps: [{run: x}]", read_schema=lambda _: text)
+
+
+# ------------------------------------------------------------------------------------------------- declaration forms
+
+
+@pytest.mark.parametrize(
+    ("params", "env"),
+    [
+        ('"a1 b2 KEY=v3 \\"d 4\\""', {"1": "a1", "2": "b2", "KEY": "v3", "4": "d 4"}),
+        ("\"'a b' `c d` k='x y'\"", {"1": "'a", "2": "b'", "3": "`c d`", "k": "'x", "5": "y'"}),
+        ("[A=1, two, B: 3]", {"A": "1", "2": "two", "B": "3"}),
+        ("{B: 1.10, A: true, E: '', N: null, I: 0x10}", {"B": "1.1", "A": "true", "E": "", "N": "<nil>", "I": "16"}),
+        ("[A=1, {name: n, type: integer, default: 010}, {name: only}]", {"A": "1", "n": "8", "name": "only"}),
+        ("[{name: s, default: '${env.HOME} `id`'}]", {"s": "${env.HOME} `id`"}),
+    ],
+)
+def test_every_declaration_form_gives_its_defaults(params: str, env: dict[str, str]) -> None:
+    assert dict(bound(f"params: {params}\nsteps: [{{run: x}}]", "").env) == env
+
+
+@pytest.mark.parametrize(
+    "params",
+    ["{a-b: 1}", "'1a=x'", "[_a=x]", "[{name: a b, type: string}]", "[{name: a, minLength: 1}]", "{a: [1]}",
+     "[a=1, a=2]", "[{name: a, type: text}]", "[[a]]", "[{name: a, pattern: '('}]", "[{name: a, required: yes}]"],
+)  # fmt: skip
+def test_a_declaration_that_is_none_is_refused(params: str) -> None:
+    with pytest.raises(DefinitionError, match="params"):
+        load_definition(f"params: {params}\nsteps: [{{run: x}}]")
+
+
+@pytest.mark.parametrize(
+    ("kind", "given", "text"),
+    [
+        ("integer", "+7", "7"), ("integer", "-0", "0"), ("number", "1.50", "1.5"), ("number", "1e3", "1000"),
+        ("boolean", "TRUE", "true"), ("boolean", "0", "false"), ("string", "01", "01"),
+    ],
+)  # fmt: skip
+def test_a_typed_value_is_written_in_one_way(kind: str, given: str, text: str) -> None:
+    assert bound(f"params: [{{name: p, type: {kind}}}]\nsteps: [{{run: x}}]", f"p={given}").env == {"p": text}
+
+
+@pytest.mark.parametrize("given", ["1.5", "x", "", "1e3"])
+def test_what_is_no_integer_is_not_made_one(given: str) -> None:
+    with pytest.raises(DefinitionError, match=f'p: cannot coerce "{given}" to integer'):
+        bound("params: [{name: p, type: integer}]\nsteps: [{run: x}]", f'p="{given}"')

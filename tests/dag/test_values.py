@@ -6,6 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from secure_dagu.dag import references
 from secure_dagu.dag.model import EnvEntry
 from secure_dagu.dag.scope import Env, Layer, Scope, StepView, StepViews
 from secure_dagu.dag.values import FieldMode, evaluate_env, resolve, resolve_dynamic, resolve_tree
@@ -139,10 +140,153 @@ def test_shell_text_reaches_the_shell_as_the_reference_says(text: str, result: s
 def test_positional_parameters_are_expanded_even_in_shell_text() -> None:
     scope = Scope(env=Env().with_layer(Layer.PARAMS, {"1": "one", "2": "two"}))
     assert resolve("$1 ${2} $3 $12", scope, FieldMode.SHELL) == "one two $3 one2"
+    assert resolve("awk '{print $1}' \"$1\"", scope, FieldMode.SHELL) == "awk '{print $1}' \"one\""
+
+
+@pytest.mark.parametrize("alias", sorted(references.FROZEN_ALIASES))
+def test_each_frozen_alias_has_the_value_of_its_context_field(alias: str) -> None:
+    scope = Scope(context={references.FROZEN_ALIASES[alias]: "v"})
+    for mode in FieldMode:
+        assert resolve(f"${{{alias}}} ${{ {alias} }} ${alias}", scope, mode).startswith("v v $")
+    assert resolve(f"${{context.{references.FROZEN_ALIASES[alias]}}}", scope, FieldMode.SHELL) == "v"
+    assert resolve(f"${{{alias}}}", Scope(), FieldMode.SHELL) == f"${{{alias}}}"
+
+
+def test_the_frozen_aliases_are_exactly_those_of_the_reference() -> None:
+    assert set(references.FROZEN_ALIASES) == {
+        "dag.name",
+        "run.id",
+        "run.status",
+        "run.started_at",
+        "run.scheduled_at",
+        "run.root_name",
+        "run.root_id",
+        "attempt.id",
+        "step.id",
+        "step.name",
+        "trigger.type",
+        "trigger.actor",
+        "paths.log_file",
+        "paths.work_dir",
+        "paths.artifacts_dir",
+        "paths.step_stdout_file",
+        "paths.step_stderr_file",
+        "paths.step_output_file",
+        "profile.name",
+        "profile.resolved_at",
+        "pushback.iteration",
+        "pushback.previous_stdout_file",
+    }
+
+
+EVERYTHING = Scope(
+    env=Env().with_layer(Layer.ROOT_ENV, {"X": "x", "step": "s", "not": "n"}),
+    consts={"a": "A"},
+    params={"a": "P"},
+    params_json="{}",
+    context={"run.id": "R"},
+    declared={"build": {"x": "O", "m": "M"}},
+)
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "${params...}", "${consts.a.b}", "${not.env}", "${env}", "${steps.build-step.outputs.x}",
+        "${steps.b.outputs.m.tag}", "${step.xxx.foo}", "${unrelated.context}", "$params.a", "$consts.a",
+        "$env.X", "$steps.build.outputs.x", "$params", "${consts}", "${steps}", "${steps.build}",
+        "${steps.build.outputs}",
+        "${Consts.a}", "${consts.1a}", "${consts.a-b}", "${params.}", "${.params}", "${context}", "${context.run}",
+        "${env.1X}", "${env.X.y}", "${\tconsts.a\t}", "${foreach}", "${run.name}", "${dag.id}",
+    ],
+)  # fmt: skip
+@pytest.mark.parametrize("mode", FieldMode)
+def test_what_is_not_in_the_grammar_is_ordinary_text(text: str, mode: FieldMode) -> None:
+    assert resolve(text, EVERYTHING, mode) == text
+
+
+def test_an_unclosed_brace_swallows_what_follows() -> None:
+    for mode in FieldMode:
+        assert resolve("${consts.a} ${open ${X ${consts.a", EVERYTHING, mode) == "A ${open ${X ${consts.a"
+        assert resolve("${open ${consts.a} ${consts.a}", EVERYTHING, mode) == "${open ${consts.a} A"
+
+
+@pytest.mark.parametrize(
+    ("slashes", "result"),
+    [(0, "V"), (1, "REF"), (2, r"\\V"), (3, r"\\REF"), (4, r"\\\\V")],
+)
+@pytest.mark.parametrize("mode", FieldMode)
+def test_an_odd_backslash_protects_a_strict_reference(slashes: int, result: str, mode: FieldMode) -> None:
+    text = "\\" * slashes + "${params.a}"
+    assert resolve(text, EVERYTHING, mode) == result.replace("V", "P").replace("REF", "${params.a}")
+
+
+@pytest.mark.parametrize(
+    ("value", "shown"),
+    [
+        (True, "true"), (False, "false"), (0, "0"), (-7, "-7"), (10**20, "100000000000000000000"), (1.0, "1"),
+        (0.1, "0.1"), (1e-7, "0.0000001"), (1.5e300, "15" + "0" * 299), (2.50, "2.5"), ("", ""), ("1.10", "1.10"),
+    ],
+)  # fmt: skip
+def test_a_scalar_is_inserted_in_plain_decimal(value: object, shown: str) -> None:
+    assert resolve("[${consts.v}]", Scope(consts={"v": value}), FieldMode.SHELL) == f"[{shown}]"
+
+
+ACCENTED = Scope(env=Env().with_layer(Layer.ROOT_ENV, {"E": "éa", "EMPTY": "", "P": "a.b.c", "B": "[", "W": "x"}))
+
+
+@pytest.mark.parametrize(
+    ("text", "result"),
+    [
+        ("${#E}", "2"), ("${E:2}", "a"), ("${E:0:2}", "é"), ("${E: -1}", "a"), ("${E:0:-1}", "é"), ("${E:99}", ""),
+        ("${E:0:99}", "éa"), ("${E: -99}", "éa"), ("${EMPTY:+w}", ""), ("${EMPTY+w}", "w"), ("${EMPTY-w}", ""),
+        ("${EMPTY:?w}", "${EMPTY:?w}"), ("${EMPTY?w}", ""), ("${EMPTY=w}", ""), ("${W:=v}", "x"), ("${W=v}", "x"),
+        ("${W:?v}", "x"), ("${W?v}", "x"), ("${W+$E}", "éa"), ("${P#*.}", "b.c"), ("${P##*.}", "c"), ("${P%.*}", "a.b"),
+        ("${P%%.*}", "a"), ("${P#[}", "a.b.c"), ("${P%${EMPTY}c}", "a.b."), ("${P/./-}", "a-b.c"),
+        ("${P//./-}", "a-b-c"),
+        ("${EMPTY:=w} ${W:-v} ${W:+v} $W ${W} ${env.W}", "${EMPTY:=w} ${W:-v} ${W:+v} x x x"),
+        ("${NO:-w} ${NO:=w} ${#NO} ${NO#a}", "${NO:-w} ${NO:=w} ${#NO} ${NO#a}"), ("${W:x}", "${W:x}"),
+        ("${1W:-a} ${-W}", "${1W:-a} ${-W}"), ("'${W:-v}'", "'${W:-v}'"),
+    ],
+)  # fmt: skip
+def test_shell_style_forms_do_what_the_table_says(text: str, result: str) -> None:
+    assert resolve(text, ACCENTED, FieldMode.FIELD) == result
+    assert resolve(text, ACCENTED, FieldMode.SHELL).replace("${env.W}", "x") in (text.replace("${env.W}", "x"), result)
+
+
+@pytest.mark.parametrize(
+    ("text", "result"),
+    [
+        ("'$CITY ${CITY}' $CITY", "'$CITY ${CITY}' Oslo"),
+        ("it's $CITY and ${CITY}", "it's Oslo and Oslo"),
+        ("'a' it's $CITY", "'a' it's Oslo"),
+        ("'${params.who}${consts.port}${dag.name}'", "'a b8443demo'"),
+        ("'$DOC.s' '${p.output.ver}'", "'$DOC.s' '1.4'"),
+        ("\"'$CITY'\"", "\"'$CITY'\""),
+    ],
+)
+def test_single_quotes_keep_plain_names_but_no_strict_reference(text: str, result: str) -> None:
+    assert resolve(text, SCOPE, FieldMode.FIELD) == result
+
+
+def test_slices_count_characters_and_paths_give_texts() -> None:
+    scope = Scope(
+        steps={
+            "p": StepView(output="éàü", stdout="/o", stderr="/e", exit_code=3),
+            "m": StepView(output={"k": '{"d": 1}'}),
+        }
+    )
+    text = "${p.output:1} ${p.output:1:1} ${p.output:9} ${p.stdout:1} ${p.exitCode} ${p.stderr} ${m.output}"
+    text += " ${m.output.k.d}"
+    for mode in FieldMode:
+        assert resolve(text, scope, mode) == 'àü à  o 3 /e {"k":"{\\"d\\": 1}"} 1'
+    for kept in ("${p.output:-1}", "${p.output:x}", "${p.outputs}", "${p.nope}", "${p.output.a}"):
+        assert resolve(kept, scope, FieldMode.SHELL) == kept
 
 
 def test_a_backslash_before_a_name_is_a_path_character_in_a_path() -> None:
     assert resolve(r"logs\$CITY", SCOPE, FieldMode.PATH) == r"logs\Oslo"
+    assert resolve(r"logs\$CITY.log", SCOPE, FieldMode.PATH) == r"logs\Oslo.log"
     assert resolve(r"logs\${env.CITY}", SCOPE, FieldMode.PATH) == "logs${env.CITY}"
 
 
@@ -250,3 +394,19 @@ def test_unresolved_text_is_preserved_byte_for_byte(text: str, mode: FieldMode) 
 def test_a_strict_value_is_inserted_as_it_is(value: str, before: str, mode: FieldMode) -> None:
     scope = Scope(params={"v": value}, env=Env().with_layer(Layer.ROOT_ENV, {"CITY": "Oslo"}))
     assert resolve(before + "${params.v}|", scope, mode) == before + value + "|"
+
+
+@given(text=_alphabet, mode=st.sampled_from(FieldMode))
+def test_text_without_a_reference_stays_the_same_when_resolved_again(text: str, mode: FieldMode) -> None:
+    if "$" not in text:
+        assert resolve(text, SCOPE, mode) == text
+    scope = Scope(params={"a": text})
+    once = resolve("${params.a}", scope, mode)
+    assert once == text
+
+
+@given(values=st.dictionaries(st.sampled_from(["A", "B", "C"]), _alphabet, min_size=1), mode=st.sampled_from(FieldMode))
+def test_no_inserted_value_changes_what_stands_beside_it(values: dict[str, str], mode: FieldMode) -> None:
+    scope = Scope(env=Env().with_layer(Layer.ROOT_ENV, values))
+    text = "".join(f"<${{env.{name}}}>" for name in values)
+    assert resolve(text, scope, mode) == "".join(f"<{value}>" for value in values.values())
