@@ -13,14 +13,16 @@ Events, commands and rules stay in one module, long as it is: they are one table
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field, replace
 from datetime import datetime
 from enum import Enum, auto
 from typing import Any, assert_never
 
+from msgspec import Struct, field
+from msgspec.structs import replace
+
 from secure_dagu.dag.model import Step
 from secure_dagu.dag.plan import Plan
-from secure_dagu.run import retry
+from secure_dagu.run import patterns, retry
 from secure_dagu.run.model import RunStatus, StepStatus
 from secure_dagu.run.retry import Policy
 
@@ -55,11 +57,12 @@ class Result(Enum):
     TIMED_OUT = auto()
     SKIPPED = auto()
     """A precondition was not met."""
+    WAITING = auto()
+    """A person has to act first, here or in a child."""
     ABORTED = auto()
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Outcome:
+class Outcome(Struct, frozen=True, kw_only=True):
     """What the shell reports of one execution of a step."""
 
     result: Result
@@ -75,8 +78,7 @@ class Outcome:
     repeat: Policy | None = None
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class NodeState:
+class NodeState(Struct, frozen=True, kw_only=True):
     """One step of a run."""
 
     status: StepStatus = StepStatus.NOT_STARTED
@@ -87,11 +89,15 @@ class NodeState:
     retry_count: int = 0
     retried_at: datetime | None = None
     done_count: int = 0
+    pause_s: float = 0.0
+    """`retrying`: how long to wait before the scheduler starts the step again."""
     is_accepted: bool = False
     """It failed, and its dependents run all the same."""
     is_kept: bool = False
     """Its result is that of an earlier attempt."""
     published: Mapping[str, Any] = field(default_factory=dict)
+    shown: Mapping[str, Any] | None = None
+    """What the node shows of its step instead of the authored text, such as the commands that really ran."""
 
 
 NEW_NODE = NodeState()
@@ -102,6 +108,7 @@ _STATUS = {
     Result.FAILED: StepStatus.FAILED,
     Result.TIMED_OUT: StepStatus.FAILED,
     Result.SKIPPED: StepStatus.SKIPPED,
+    Result.WAITING: StepStatus.WAITING,
     Result.ABORTED: StepStatus.ABORTED,
 }
 
@@ -113,9 +120,17 @@ _OUTCOME_HANDLERS = {
 }
 """Which handler belongs to what a run amounts to; for the rest it is `failure`."""
 
+_NOT_RUNNING = (StepStatus.NOT_STARTED, StepStatus.WAITING, StepStatus.RETRYING)
+"""Steps that a stop ends without asking anybody."""
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class RunState:
+ROUTER_VALUE = "routerValue"
+"""Under which key the node of a router keeps what it was decided by."""
+
+OWN_STORY = ("build", "children", "approvalIteration", "pushBackInputs", "pushBackHistory", "pushBackPreviousStdout")
+"""What a node keeps when it is executed once more: everything else that it publishes is of its last execution."""
+
+
+class RunState(Struct, frozen=True, kw_only=True):
     """One attempt at one moment."""
 
     plan: Plan
@@ -133,6 +148,10 @@ class RunState:
     handlers: Mapping[str, NodeState] = field(default_factory=dict)
     max_active: int = 0
     """0: no limit."""
+    has_external_retry: bool = False
+    """A step's retries are left to the scheduler: the run goes back to the queue."""
+    is_retried: bool = False
+    """Should the run fail, it is tried again by itself: nobody is told of this failure (section 3.9)."""
     is_stopping: bool = False
     is_timed_out: bool = False
     is_held: bool = False
@@ -146,20 +165,17 @@ class RunState:
 # ── events ───────────────────────────────────────────────────────────────────────────────────────────────────────────
 
 
-@dataclass(frozen=True, slots=True)
-class Started:
+class Started(Struct, frozen=True):
     """The environment stands; the run begins."""
 
 
-@dataclass(frozen=True, slots=True)
-class SetupFailed:
+class SetupFailed(Struct, frozen=True):
     """Parameters, secrets, the plan or the like failed; no step runs."""
 
     error: str
 
 
-@dataclass(frozen=True, slots=True)
-class PreconditionsChecked:
+class PreconditionsChecked(Struct, frozen=True):
     """The DAG's preconditions were evaluated."""
 
     met: bool
@@ -167,112 +183,104 @@ class PreconditionsChecked:
     """An evaluation error, which is not the same as not met."""
 
 
-@dataclass(frozen=True, slots=True)
-class StepEnded:
+class StepEnded(Struct, frozen=True):
     """One execution of a step ended."""
 
     position: int
     outcome: Outcome
 
 
-@dataclass(frozen=True, slots=True)
-class Changed:
+class Changed(Struct, frozen=True):
     """A running step published something meanwhile, such as its children."""
 
     position: int
     published: Mapping[str, Any]
 
 
-@dataclass(frozen=True, slots=True)
-class PauseOver:
+class Shown(Struct, frozen=True):
+    """What a running step, or handler by name, really executes is known."""
+
+    node: int | str
+    shown: Mapping[str, Any]
+
+
+class PauseOver(Struct, frozen=True):
     """The pause before a retry or a repetition of a step, or of a handler by name, is over."""
 
     node: int | str
 
 
-@dataclass(frozen=True, slots=True)
-class HandlerEnded:
+class HandlerEnded(Struct, frozen=True):
     """A lifecycle handler ended. `outcome` None: it is not defined."""
 
     name: str
     outcome: Outcome | None
 
 
-@dataclass(frozen=True, slots=True)
-class StopRequested:
+class StopRequested(Struct, frozen=True):
     """Somebody asked the run to stop."""
 
 
-@dataclass(frozen=True, slots=True)
-class TimedOut:
+class TimedOut(Struct, frozen=True):
     """The DAG's own timeout passed."""
 
 
-@dataclass(frozen=True, slots=True)
-class DelayOver:
+class DelayOver(Struct, frozen=True):
     """`delay_sec` after a launch has passed."""
 
 
 Event = (
-    Started | SetupFailed | PreconditionsChecked | StepEnded | Changed | PauseOver | HandlerEnded | StopRequested
-    | TimedOut | DelayOver
+    Started | SetupFailed | PreconditionsChecked | StepEnded | Changed | Shown | PauseOver | HandlerEnded
+    | StopRequested | TimedOut | DelayOver
 )  # fmt: skip
 
 
 # ── commands ─────────────────────────────────────────────────────────────────────────────────────────────────────────
 
 
-@dataclass(frozen=True, slots=True)
-class CheckPreconditions:
+class CheckPreconditions(Struct, frozen=True):
     """Evaluate the DAG's preconditions; answer with `PreconditionsChecked`."""
 
 
-@dataclass(frozen=True, slots=True)
-class StartStep:
+class StartStep(Struct, frozen=True):
     """Execute a step once; answer with `StepEnded`. `is_first`: its preconditions come first."""
 
     position: int
     is_first: bool
 
 
-@dataclass(frozen=True, slots=True)
-class Pause:
+class Pause(Struct, frozen=True):
     """Wait; answer with `PauseOver`."""
 
     node: int | str
     seconds: float
 
 
-@dataclass(frozen=True, slots=True)
-class Delay:
+class Delay(Struct, frozen=True):
     """Wait; answer with `DelayOver`."""
 
     seconds: float
 
 
-@dataclass(frozen=True, slots=True)
-class StartHandler:
+class StartHandler(Struct, frozen=True):
     """Execute a handler if it is defined; answer with `HandlerEnded`. `is_first`: its preconditions come first."""
 
     name: str
     is_first: bool = True
 
 
-@dataclass(frozen=True, slots=True)
-class StopRunning:
+class StopRunning(Struct, frozen=True):
     """Stop every running step's processes and end every pause; each still answers."""
 
 
-@dataclass(frozen=True, slots=True)
-class End:
+class End(Struct, frozen=True):
     """The run is over."""
 
 
 Command = CheckPreconditions | StartStep | Pause | Delay | StartHandler | StopRunning | End
 
 
-@dataclass(frozen=True, slots=True)
-class Transition:
+class Transition(Struct, frozen=True):
     """What an event leads to."""
 
     state: RunState
@@ -283,12 +291,18 @@ class Transition:
 
 
 def new_run(
-    plan: Plan, *, kept: Mapping[int, NodeState] | None = None, max_active: int = 0, delay_s: float = 0.0
+    plan: Plan,
+    *,
+    kept: Mapping[int, NodeState] | None = None,
+    max_active: int = 0,
+    delay_s: float = 0.0,
+    has_external_retry: bool = False,
+    is_retried: bool = False,
 ) -> RunState:
-    """Return a run before its first event. `kept` are nodes whose result of an earlier attempt stays."""
+    """Return a run before its first event. `kept` are nodes of an earlier attempt, as this one takes them over."""
     nodes = tuple((kept or {}).get(position, NEW_NODE) for position in range(len(plan.steps)))
     waiting = tuple(len(found) for found in plan.dependencies)
-    ready = tuple(p for p, node in enumerate(nodes) if not waiting[p] and not node.status.is_terminal)
+    ready = tuple(p for p, node in enumerate(nodes) if not waiting[p] and node.status is StepStatus.NOT_STARTED)
     unfinished = sum(not node.status.is_terminal for node in nodes)
     return RunState(
         plan=plan,
@@ -298,6 +312,8 @@ def new_run(
         unfinished=unfinished,
         max_active=max_active,
         delay_s=delay_s,
+        has_external_retry=has_external_retry,
+        is_retried=is_retried,
     )
 
 
@@ -344,6 +360,8 @@ def advance(state: RunState, event: Event, now: datetime) -> Transition:
             if node.status is not StepStatus.RUNNING:
                 return Transition(state)
             return Transition(_with_node(state, position, replace(node, published={**node.published, **published})))
+        case Shown(node=node_key, shown=shown):
+            return Transition(_with_shown(state, node_key, shown))
         case PauseOver(node=node_key):
             return _pause_over(state, node_key, now)
         case HandlerEnded(name=name, outcome=handled):
@@ -409,10 +427,22 @@ def _runs(state: RunState, name: str) -> bool:
             return False
 
 
+def _with_shown(state: RunState, key: int | str, shown: Mapping[str, Any]) -> RunState:
+    if isinstance(key, int):
+        node = state.nodes[key]
+        known = replace(node, shown={**(node.shown or {}), **shown})
+        return _with_node(state, key, known) if node.status is StepStatus.RUNNING else state
+    if not _runs(state, key) or key not in state.handlers:
+        return state
+    return replace(state, handlers={**state.handlers, key: replace(state.handlers[key], shown=shown)})
+
+
 def _handler_executed(state: RunState, name: str, outcome: Outcome | None, now: datetime) -> Transition:
     """Decide what follows one execution of a handler, as for a step: retry, repetition, end."""
     if not _runs(state, name):
         return Transition(state)
+    if outcome is not None and outcome.result is Result.WAITING:
+        outcome = replace(outcome, result=Result.FAILED, error="a lifecycle handler cannot wait for a person")
     if outcome is not None:
         halting = state.phase is Phase.INIT and (state.is_stopping or state.is_timed_out)
         node = _executed(state.handlers.get(name, NEW_NODE), outcome)
@@ -467,10 +497,18 @@ def _step_ended(state: RunState, position: int, outcome: Outcome, now: datetime)
     halting = state.is_stopping or state.is_timed_out
     node = _executed(state.nodes[position], outcome)
     node, pause = _again(step, node, outcome, now, halting=halting)
+    if pause is not None and state.has_external_retry and node.retry_count > state.nodes[position].retry_count:
+        node = replace(node, status=StepStatus.RETRYING, pause_s=pause)
+        return _continue(_with_node(replace(state, running=state.running - 1), position, node), now)
     if pause is not None:
         return Transition(_with_node(state, position, node), (Pause(position, pause),))
     if halting and outcome.result not in (Result.SUCCEEDED, Result.PARTIAL):
         outcome = replace(outcome, result=Result.ABORTED)
+    if step.approval is not None and outcome.result in (Result.SUCCEEDED, Result.PARTIAL):
+        outcome = replace(outcome, result=Result.WAITING)
+    if outcome.result is Result.WAITING:  # not terminal: those behind it stay where they are
+        waits = replace(node, status=StepStatus.WAITING)
+        return _continue(_with_node(replace(state, running=state.running - 1), position, waits), now)
     return _finished(replace(state, running=state.running - 1), position, _ended(step, node, outcome, now), now)
 
 
@@ -488,9 +526,9 @@ def _ended(step: Step, node: NodeState, outcome: Outcome, now: datetime) -> Node
 
 def _executed(node: NodeState, outcome: Outcome) -> NodeState:
     """Note one execution. Outputs are those of the last one; the children that it told of meanwhile stay."""
-    children = {key: value for key, value in node.published.items() if key == "children"}
+    own = {key: value for key, value in node.published.items() if key in OWN_STORY}
     return replace(
-        node, exit_code=outcome.exit_code, error=outcome.error, published={**children, **outcome.published},
+        node, exit_code=outcome.exit_code, error=outcome.error, published={**own, **outcome.published},
         done_count=node.done_count + (outcome.result is not Result.SKIPPED),
     )  # fmt: skip
 
@@ -540,13 +578,13 @@ def _settle_dependents(state: RunState, ended: list[int], now: datetime) -> RunS
     for position in ended:  # grows while it is walked
         for follower in plan.dependents[position]:
             waiting[follower] -= 1
-            if waiting[follower] or node_of(follower).status.is_terminal:
+            if waiting[follower] or node_of(follower).status is not StepStatus.NOT_STARTED:
                 continue
             verdict = _readiness(plan, follower, node_of)
             if verdict is None:
                 ready.append(follower)
             else:
-                changed[follower] = NodeState(status=verdict, finished_at=now)
+                changed[follower] = replace(node_of(follower), status=verdict, finished_at=now)
                 ended.append(follower)
     if changed:
         nodes = tuple(changed.get(position, node) for position, node in enumerate(nodes))
@@ -564,9 +602,15 @@ def _readiness(plan: Plan, position: int, node_of: Any) -> StepStatus | None:
         if node.status is StepStatus.FAILED and node.is_accepted:
             continue
         if node.status is StepStatus.SKIPPED:
-            skipped = skipped or not plan.steps[before].continue_on.skipped
+            # Whoever follows the branches of a router follows those that it did not take, too (section 3.27).
+            step = plan.steps[before]
+            skipped = skipped or not (step.continue_on.skipped or step.routed is not None)
             continue
         return StepStatus.ABORTED
+    routed = plan.steps[position].routed
+    if routed is not None and not skipped:
+        chosen: NodeState = node_of(plan.index[routed.router])
+        skipped = not patterns.routes(routed.patterns, str(chosen.published.get(ROUTER_VALUE, "")))
     return StepStatus.SKIPPED if skipped else None
 
 
@@ -578,15 +622,18 @@ def _continue(state: RunState, now: datetime) -> Transition:
         if state.max_active and _active(state) >= state.max_active:
             break
         position, rest = state.ready[0], state.ready[1:]
-        node = replace(state.nodes[position], status=StepStatus.RUNNING, started_at=now)
+        node = replace(state.nodes[position], status=StepStatus.RUNNING, started_at=now, pause_s=0.0)
         state = replace(_with_node(state, position, node), ready=rest, running=state.running + 1)
         commands.append(StartStep(position, is_first=True))
         if state.delay_s > 0 and state.unfinished > _active(state):  # there is something left to hold back
             commands.append(Delay(state.delay_s))
             state = replace(state, is_held=True, running=state.running + 1)
-    if commands or state.running or state.unfinished:
+    if commands or state.running:
         return Transition(state, tuple(commands))
-    return _outcome(replace(state, status=overall(state)))
+    status = overall(state)
+    if status is RunStatus.QUEUED:  # it goes on later, in another attempt: no handler yet
+        return Transition(replace(state, status=status, phase=Phase.ENDED, ready=()), (End(),))
+    return _outcome(replace(state, status=status))
 
 
 def _active(state: RunState) -> int:
@@ -596,20 +643,24 @@ def _active(state: RunState) -> int:
 def _halt(state: RunState, now: datetime) -> Transition:
     """Abort what has not started; let the shell stop what runs. Before the steps' turn they just never start."""
     if state.phase is Phase.STEPS:
-        nodes = tuple(
-            NodeState(status=StepStatus.ABORTED, finished_at=now) if node.status is StepStatus.NOT_STARTED else node
-            for node in state.nodes
-        )
+        nodes = tuple(_aborted(node, now) if node.status in _NOT_RUNNING else node for node in state.nodes)
         unfinished = sum(not node.status.is_terminal for node in nodes)
         state = replace(state, ready=(), nodes=nodes, unfinished=unfinished)
     return Transition(state, (StopRunning(),) if state.running else ())
+
+
+def _aborted(node: NodeState, now: datetime) -> NodeState:
+    return replace(node, status=StepStatus.ABORTED, finished_at=now, pause_s=0.0)
 
 
 def _outcome(state: RunState) -> Transition:
     """Run the handler that belongs to what the run amounts to; steps that never ran stay as they are."""
     name = _OUTCOME_HANDLERS.get(state.status, "failure")
     state = replace(state, error=state.error or _first_error(state))
-    return Transition(replace(state, phase=Phase.OUTCOME, ready=(), running=state.running + 1), (StartHandler(name),))
+    state = replace(state, ready=(), running=state.running + 1)
+    if state.is_retried and state.status is RunStatus.FAILED:
+        return Transition(replace(state, phase=Phase.EXIT), (StartHandler("exit"),))
+    return Transition(replace(state, phase=Phase.OUTCOME), (StartHandler(name),))
 
 
 def _first_error(state: RunState) -> str:
@@ -617,7 +668,8 @@ def _first_error(state: RunState) -> str:
         return ""
     for step, node in zip(state.plan.steps, state.nodes, strict=True):
         if node.status in (StepStatus.FAILED, StepStatus.ABORTED) and not node.is_accepted and node.error:
-            return f"{step.name}: {node.error}"
+            line = node.error.partition("\n")[0]
+            return f"{step.name}: {line}"
     return ""
 
 
@@ -630,6 +682,8 @@ def overall(state: RunState) -> RunStatus:
         status not in (StepStatus.SUCCEEDED, StepStatus.PARTIALLY_SUCCEEDED, StepStatus.SKIPPED) for status in statuses
     ):
         return RunStatus.ABORTED
+    if StepStatus.RETRYING in statuses:
+        return RunStatus.QUEUED
     if StepStatus.REJECTED in statuses:
         return RunStatus.REJECTED
     if StepStatus.WAITING in statuses:

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from enum import IntEnum
 from typing import NewType
+
+from msgspec import Struct
 
 AttemptId = NewType("AttemptId", str)
 AttemptKey = NewType("AttemptKey", str)
@@ -14,8 +15,7 @@ _FNV_OFFSET = 0xCBF29CE484222325
 _FNV_PRIME = 0x100000001B3
 
 
-@dataclass(frozen=True, slots=True)
-class DagRunRef:
+class DagRunRef(Struct, frozen=True):
     """Name one run: the DAG's name and the run id."""
 
     name: str

@@ -5,7 +5,7 @@ Workflow language, sections 3.8 (continue_on), 3.9 (retry) and 3.10 (repeat).
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from msgspec import Struct
 
 from secure_dagu.dag.model import ContinueOn
 
@@ -13,8 +13,7 @@ LONGEST_PAUSE_S = 365 * 86400.0
 """Where a pause that grows without a cap ends: a timer takes no infinity."""
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Policy:
+class Policy(Struct, frozen=True, kw_only=True):
     """Retry or repeat of a step with its references resolved. `limit` 0: no retry, no bound on repeats."""
 
     limit: int = 0

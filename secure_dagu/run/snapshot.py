@@ -10,14 +10,18 @@ import contextlib
 import json
 import re
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from typing import Any
 
-from secure_dagu.dag.model import Step
+from msgspec import Struct, field
+
+from secure_dagu.dag import formats
+from secure_dagu.dag.model import Precondition, Step
 from secure_dagu.run.machine import HANDLER_NODES, NodeState, Phase, RunState
 from secure_dagu.run.model import RunStatus, StepStatus
 
+MAX_SHOWN = 4096
+"""Characters of one command line in a document."""
 _NO_CHARACTER = re.compile("[\ud800-\udfff]")
 
 
@@ -32,8 +36,7 @@ def time_text(moment: datetime | None) -> str:
     return f"{moment.isoformat(timespec='seconds')[:19]}Z" if moment else ""
 
 
-@dataclass(slots=True)
-class Snapshots:
+class Snapshots(Struct):
     """Makes the documents of one attempt.
 
     Attributes:
@@ -67,7 +70,11 @@ class Snapshots:
         nodes = ",".join(self._texts)
         # What the run amounts to is decided before its last handlers run, but a report that says so ends the lease.
         status = state.status if state.phase is Phase.ENDED else RunStatus.RUNNING
-        rest: dict[str, Any] = {"status": int(status), "pendingStepRetries": None, **(extra or {})}
+        rest: dict[str, Any] = {
+            "status": int(status),
+            "pendingStepRetries": _pending(state),
+            **_masked(extra or {}, self.mask),
+        }
         if state.started_at:
             rest["startedAt"] = time_text(state.started_at)
         if state.finished_at:
@@ -83,8 +90,32 @@ class Snapshots:
         return _node_text(self.handler_steps[name], self.handler_logs[name], node, self.mask)
 
 
+def _pending(state: RunState) -> list[dict[str, str]] | None:
+    """Return `pendingStepRetries`: which steps the scheduler starts again, and after how long."""
+    if not state.has_external_retry:
+        return None
+    found = zip(state.plan.steps, state.nodes, strict=True)
+    return [
+        {"stepName": step.name, "interval": _go_duration(node.pause_s)}
+        for step, node in found
+        if node.status is StepStatus.RETRYING
+    ] or None
+
+
+def _go_duration(seconds: float) -> str:
+    """Return whole seconds the way that peers read them: `1h0m0s`, `1m0s`, `5s`."""
+    minutes, rest = divmod(round(seconds), 60)
+    hours, minutes = divmod(minutes, 60)
+    if hours:
+        return f"{hours}h{minutes}m{rest}s"
+    return f"{minutes}m{rest}s" if minutes else f"{rest}s"
+
+
 def _node_text(step: str, logs: tuple[str, str], node: NodeState, mask: Callable[[str], str]) -> str:
-    has_run = node.started_at is not None
+    is_reused = node.published.get("build", {}).get("decision") == "reuse"
+    has_run = node.started_at is not None and not is_reused
+    if node.shown is not None:
+        step = encode({**json.loads(step), **_masked(node.shown, mask)})
     values: dict[str, Any] = {
         "stdout": logs[0] if has_run else "",
         "stderr": logs[1] if has_run else "",
@@ -133,7 +164,8 @@ def _masked(value: Any, mask: Callable[[str], str]) -> Any:
 def step_text(step: Step) -> str:
     """Return the `step` object of a node as JSON: what a reader of the run needs to know of its definition.
 
-    Scripts and commands are the authored text, so a value that was inserted into them is never stored.
+    Commands are the authored text until the step has started, when what really ran takes their place, with secrets
+    masked. The text of a script is in the definition only.
     """
     values: dict[str, Any] = {"name": step.name}
     if step.id:
@@ -141,11 +173,23 @@ def step_text(step: Step) -> str:
     if step.description:
         values["description"] = step.description
     if step.kind == "command":
-        values["commands"] = [{"command": _first_word(line), "cmdWithArgs": line} for line in step.commands]
-    elif step.kind == "script":
-        values["script"] = step.script
-    else:
+        values["commands"] = shown_commands(step.commands)
+    elif step.kind == "exec":
+        words = (step.inputs.get("command", ""), *(step.inputs.get("args") or ()))
+        values["commands"] = shown_commands([" ".join(formats.as_text(word) for word in words)])
+    elif step.kind == "human.task":
+        values["humanTask"] = {"prompt": step.inputs.get("prompt", ""), "form": step.inputs.get("form")}
+    elif step.kind != "script":
         values["executorConfig"] = {"type": "dag" if step.kind == "dag.run" else step.kind}
+        if step.operation:
+            values["commands"] = shown_commands([step.operation])
+    if step.approval is not None:
+        values["approval"] = {
+            "prompt": step.approval.prompt,
+            "input": list(step.approval.input),
+            "required": list(step.approval.required),
+            "rewindTo": step.approval.rewind_to,
+        }
     if step.kind == "dag.run":
         values["childDag"] = {"name": str(step.inputs.get("dag", ""))}
     if isinstance(step.output, str):
@@ -160,19 +204,27 @@ def step_text(step: Step) -> str:
         }
         values["continueOn"] = {key: True for key, value in chosen.items() if value}
     if step.preconditions:
-        values["preconditions"] = [
-            {
-                **({"condition": item.condition} if item.condition else {"eval": item.eval}),
-                **({"expected": item.expected} if item.expected is not None else {}),
-                **({"negate": True} if item.negate else {}),
-            }
-            for item in step.preconditions
-        ]
+        values["preconditions"] = [authored_condition(item) for item in step.preconditions]
     if step.worker_selector:
         values["workerSelector"] = dict(step.worker_selector)
     if step.timeout_s:
         values["timeout"] = int(step.timeout_s * 1_000_000_000)
     return encode(values)
+
+
+def authored_condition(item: Precondition) -> dict[str, Any]:
+    """Return a precondition as a document shows it before it was evaluated."""
+    return {
+        **({"condition": item.condition} if item.condition else {"eval": item.eval}),
+        **({"expected": item.expected} if item.expected is not None else {}),
+        **({"negate": True} if item.negate else {}),
+    }
+
+
+def shown_commands(lines: Sequence[str]) -> list[dict[str, str]]:
+    """Return `commands` of a step object, long ones cut: a document travels many times."""
+    cut = [line if len(line) <= MAX_SHOWN else f"{line[:MAX_SHOWN]}…" for line in lines]
+    return [{"command": _first_word(line), "cmdWithArgs": line} for line in cut]
 
 
 def _first_word(line: str) -> str:
@@ -204,10 +256,20 @@ def kept_nodes(document: str, names: Sequence[str]) -> dict[int, NodeState]:
                 exit_code=0 if value["status"] == StepStatus.SUCCEEDED else None,
                 is_kept=True,
                 published={key: value[key] for key, check in PUBLISHED.items() if check(value.get(key))},
+                shown=_shown(value["step"]) if value.get("startedAt") else None,
             )
         except (KeyError, TypeError, ValueError, AttributeError, OverflowError):
             continue
     return found
+
+
+def _shown(step: Mapping[str, Any]) -> Mapping[str, Any] | None:
+    """Return what a node of an earlier attempt showed of its step: its commands as they ran."""
+    lines = step.get("commands")
+    if not isinstance(lines, list):
+        return None
+    texts = [line.get("cmdWithArgs") for line in lines if isinstance(line, dict)]
+    return {"commands": shown_commands([text for text in texts if isinstance(text, str)])}
 
 
 def _text(value: Any) -> str:
@@ -229,6 +291,14 @@ def _is_texts(value: Any) -> bool:
     return isinstance(value, dict) and all(isinstance(item, str) for item in value.values())
 
 
+def _is_object(value: Any) -> bool:
+    return isinstance(value, dict)
+
+
+def _is_count(value: Any) -> bool:
+    return isinstance(value, int) and not isinstance(value, bool) and value >= 0
+
+
 def _is_list(value: Any) -> bool:
     return isinstance(value, list)
 
@@ -239,6 +309,21 @@ PUBLISHED: Mapping[str, Callable[[Any], bool]] = {
     "outputsValue": _is_object_text,
     "stepOutputsValue": _is_object_text,
     "children": _is_list,
+    "build": _is_texts,
+    "statusDetails": _is_list,
+    "routerValue": _is_text,
+    "humanTaskInput": _is_object,
+    "humanTaskCompletedBy": _is_text,
+    "approvalInputs": _is_texts,
+    "approvedAt": _is_text,
+    "approvedBy": _is_text,
+    "rejectedAt": _is_text,
+    "rejectedBy": _is_text,
+    "rejectionReason": _is_text,
+    "approvalIteration": _is_count,
+    "pushBackInputs": _is_texts,
+    "pushBackHistory": _is_list,
+    "pushBackPreviousStdout": _is_text,
 }
 """What a node keeps for others to read, the keys of `NodeState.published`, and what each must look like."""
 

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Mapping, Sequence
-from dataclasses import replace
 from types import FrameType
 from typing import Any
 
 import pytest
+from msgspec.structs import replace
 
 from secure_dagu.dag.plan import Plan
 from secure_dagu.run import machine
@@ -77,7 +77,7 @@ def test_a_workflow_amounts_to(
 def statuses(*words: StepStatus, accepted: bool = False, **changes: bool) -> RunStatus:
     plan = plan_of(*(f"name: s{n}, run: x" for n in range(len(words) or 1)))
     nodes = tuple(NodeState(status=word, is_accepted=accepted and word is StepStatus.FAILED) for word in words)
-    return overall(replace(new_run(plan), nodes=nodes, **changes))  # type: ignore[arg-type]  # flags of the state
+    return overall(replace(new_run(plan), nodes=nodes, **changes))
 
 
 def test_the_first_rule_that_matches_decides() -> None:

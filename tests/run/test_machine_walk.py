@@ -9,11 +9,11 @@ from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
 
-from secure_dagu.dag.model import ContinueOn, Position, RepeatPolicy, Step
+from secure_dagu.dag.model import Approval, ContinueOn, Position, RepeatPolicy, Routed, Step
 from secure_dagu.dag.plan import Plan, plan_steps
 from secure_dagu.run import machine
 from secure_dagu.run.machine import HANDLER_NODES, NodeState, Outcome, Phase, Result
-from secure_dagu.run.model import StepStatus
+from secure_dagu.run.model import RunStatus, StepStatus
 from secure_dagu.run.retry import Policy
 
 BEGIN = datetime(2026, 1, 2, 3, 4, 5, tzinfo=UTC)
@@ -26,8 +26,12 @@ def step(draw: st.DrawFn, name: str, *, depends: Sequence[str] = ()) -> Step:
     accepts = ContinueOn(failure=draw(st.booleans()), skipped=draw(st.booleans()), mark_success=draw(st.booleans()))
     repeat = draw(st.none() | st.builds(RepeatPolicy, mode=st.sampled_from(["while", "until"])))
     where = Position("", 1, 1)
+    # Now and then a step asks a person, or is a branch of the first step that it depends on.
+    approval = draw(st.sampled_from([None, None, None, Approval()]))
+    patterns = draw(st.sampled_from([None, None, ("left",), ("re:^l", "right")])) if depends else None
     return Step(
-        name=name, position=where, kind="command", depends=tuple(depends), continue_on=accepts, repeat=repeat
+        name=name, position=where, kind="command", depends=tuple(depends), continue_on=accepts, repeat=repeat,
+        approval=approval, routed=Routed(router=depends[0], patterns=patterns) if patterns else None,
     )  # fmt: skip
 
 
@@ -47,6 +51,7 @@ outcomes = st.builds(
     result=st.sampled_from([*Result, Result.SUCCEEDED, Result.FAILED]),
     exit_code=st.none() | st.integers(0, 3),
     error=st.sampled_from(["", "went wrong"]),
+    published=st.sampled_from([{}, {machine.ROUTER_VALUE: "left"}, {machine.ROUTER_VALUE: "middle"}]),
     repeat_met=st.none() | st.booleans(),
     retry=st.none() | st.builds(Policy, limit=st.integers(0, 2)),
     repeat=st.none() | st.builds(Policy, limit=st.integers(1, 3)),
@@ -62,6 +67,8 @@ class Walk(RuleBasedStateMachine):
         delay_s=st.sampled_from([0.0, 0.0, 1.0]),
         previous=st.none() | st.lists(st.sampled_from(list(StepStatus)), min_size=LONGEST, max_size=LONGEST),
         retried=st.none() | st.tuples(st.integers(0, LONGEST - 1), st.booleans()),
+        goes_on=st.booleans(),
+        has_external_retry=st.booleans(),
     )
     def begin(
         self,
@@ -70,11 +77,13 @@ class Walk(RuleBasedStateMachine):
         delay_s: float,
         previous: list[StepStatus] | None,
         retried: tuple[int, bool] | None,
+        goes_on: bool,
+        has_external_retry: bool,
     ) -> None:
         self.plan = plan
         self.max_active = max_active
         self.now = BEGIN
-        self.kept = {} if previous is None else self.kept_of(previous[: len(plan.steps)], retried)
+        self.kept = {} if previous is None else self.kept_of(previous[: len(plan.steps)], retried, goes_on=goes_on)
         self.owed: list[machine.Command] = []
         self.executing: set[int] = set()
         self.pausing: set[int | str] = set()
@@ -82,10 +91,18 @@ class Walk(RuleBasedStateMachine):
         self.handlers: list[str] = []
         self.ends = 0
         self.is_begun = False
-        self.state = machine.new_run(plan, kept=self.kept, max_active=max_active, delay_s=delay_s)
+        self.state = machine.new_run(
+            plan, kept=self.kept, max_active=max_active, delay_s=delay_s,
+            has_external_retry=has_external_retry,
+        )  # fmt: skip
 
-    def kept_of(self, previous: list[StepStatus], retried: tuple[int, bool] | None) -> dict[int, NodeState]:
-        """Return what a retry keeps of an earlier attempt."""
+    def kept_of(
+        self, previous: list[StepStatus], retried: tuple[int, bool] | None, *, goes_on: bool
+    ) -> dict[int, NodeState]:
+        """Return what a retry keeps of an earlier attempt, or what a run that goes on has done already."""
+        if goes_on:
+            done = {*filter(lambda status: status.is_terminal, StepStatus), StepStatus.WAITING}
+            return {p: NodeState(status=status, is_kept=True) for p, status in enumerate(previous) if status in done}
         name, downstream = "", False
         if retried is not None and retried[0] < len(previous):
             name, downstream = self.plan.steps[retried[0]].name, retried[1]
@@ -233,6 +250,7 @@ class Walk(RuleBasedStateMachine):
         assert self.handlers == (["init"] if "init" in self.handlers else []) + order
         assert len(order) <= 2, "one outcome handler, one exit handler"
         assert not order[:1] or order[0] in OUTCOME_HANDLERS
+        assert order != ["wait", "exit"], "a run that waits has not ended"
         assert order[1:] in ([], ["exit"])
 
     @invariant()
@@ -250,14 +268,24 @@ class Walk(RuleBasedStateMachine):
             if self.owed:
                 self.answers(0, good, 1, 1)
         assert self.ends == 1, "a run whose every execution has ended ends too"
-        assert self.state.status.is_terminal
-        assert self.state.finished_at is not None
         assert not self.executing
         assert not self.pausing
-        assert self.handlers[-1] == "exit", "the exit handler runs last"
-        assert self.handlers[-2] in OUTCOME_HANDLERS, "exactly one outcome handler runs before it"
-        for node in (*self.state.nodes, *self.state.handlers.values()):
-            assert node.status is StepStatus.NOT_STARTED or node.status.is_terminal
+        unsettled = {node.status for node in self.state.nodes if not node.status.is_terminal}
+        match self.state.status:
+            case RunStatus.QUEUED:
+                assert StepStatus.RETRYING in unsettled, "a run is queued for the sake of a step"
+                assert self.handlers in ([], ["init"]), "it goes on later"
+            case RunStatus.WAITING:
+                assert StepStatus.WAITING in unsettled, "somebody is waited for"
+                assert self.handlers[-1] == "wait"
+                assert StepStatus.RETRYING not in unsettled
+            case _:
+                assert self.state.status.is_terminal
+                assert self.state.finished_at is not None
+                assert self.handlers[-1] == "exit", "the exit handler runs last"
+                assert self.handlers[-2] in OUTCOME_HANDLERS, "exactly one outcome handler runs before it"
+                assert not unsettled & {StepStatus.RUNNING, StepStatus.RETRYING}
+        assert all(node.status.is_terminal for node in self.state.handlers.values())
 
 
 TestWalk = Walk.TestCase
