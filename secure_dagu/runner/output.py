@@ -9,13 +9,17 @@ import json
 import os
 import re
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
 from pathlib import Path
+
+from msgspec import Struct, field
 
 from secure_dagu.dag.model import DeclaredOutput
 from secure_dagu.errors import DefinitionError, LimitExceeded
 
 MASK = b"*******"
+TAIL_BYTES = 4096
+TAIL_LINES = 10
+"""How much of stderr the error of a failed command repeats."""
 
 
 class Masker:
@@ -90,8 +94,7 @@ def _json_text(value: str) -> str:
 class LogFile:
     """One step's stream on disk, masked, appended to by every attempt of the step.
 
-    The file is made with its first byte: two files for each step that prints nothing were a third of its cost.
-    `is_made` makes it at once, for a file that the author named and that later steps will look for.
+    The file is made with its first byte; `is_made` makes it at once, for one that somebody will look for.
     """
 
     def __init__(
@@ -108,6 +111,8 @@ class LogFile:
         self._told = told
         self._mode = mode
         self._fd = -1
+        self._begin: int | None = None
+        """How large the file was when it was opened."""
         self.size = 0
         if is_made:
             self._open()
@@ -139,10 +144,23 @@ class LogFile:
     def _open(self) -> None:
         self._fd = os.open(self.path, os.O_WRONLY | os.O_APPEND | os.O_CREAT | os.O_CLOEXEC, self._mode)
         self.size = os.fstat(self._fd).st_size
+        if self._begin is None:
+            self._begin = self.size
+
+    def tail(self) -> str:
+        """Return the last lines written since the file was opened, as they stand there; see `TAIL_LINES`."""
+        if self._begin is None:
+            return ""
+        begin = max(self._begin, self.size - TAIL_BYTES)
+        with self.path.open("rb") as file:
+            file.seek(begin)
+            lines = file.read(TAIL_BYTES).decode(errors="replace").rstrip().splitlines()
+        if begin > self._begin and len(lines) > 1:
+            lines = lines[1:]  # the first one is only half there
+        return "\n".join(lines[-TAIL_LINES:])
 
 
-@dataclass(slots=True)
-class Capture:
+class Capture(Struct):
     """The stdout of one execution in memory, as later steps read it: unmasked, bounded."""
 
     limit_bytes: int
@@ -218,15 +236,6 @@ def read_output_file(text: str, declared: Sequence[DeclaredOutput]) -> dict[str,
         if name not in values:
             raise DefinitionError(f"output {name!r} not emitted", fix="write it to $DAGU_OUTPUT_FILE")
     return values
-
-
-def first_line_match(text: str, patterns: Sequence[str]) -> bool:
-    """Tell whether a line contains one of `patterns`; `re:` makes it a regular expression (section 3.8)."""
-    for line in text.splitlines():
-        for pattern in patterns:
-            if re.search(pattern[3:], line) if pattern.startswith("re:") else pattern in line:
-                return True
-    return False
 
 
 def output_variables(name: str, value: str) -> Mapping[str, str]:

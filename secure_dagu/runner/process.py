@@ -18,9 +18,12 @@ import os
 import resource
 import signal
 import subprocess
+import time
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
 from pathlib import Path
+from weakref import WeakKeyDictionary
+
+from msgspec import Struct, field
 
 MARKER = "_DAGU_INTERNAL_RUN"
 """Variable that names the run and step in every process of a step; it never comes from a host environment."""
@@ -29,10 +32,20 @@ PROC_BYTES = 8 * 1024
 """What one read of a file below /proc asks for; nearly always all there is, and a large buffer costs more than it."""
 STRAGGLERS_S = 0.2
 """How long output is still read after the process has ended: a detached grandchild may hold the pipe for ever."""
+STRANGER_S = (1.0, 10.0)
+"""How long a process must have been seen without a marker, and how long that is believed."""
 RESIGNAL_S = 5.0
 """A process that ignores its stop signal is asked again (workflow language, section 3.12)."""
 KILLED_S = 2.0
 """How long the kernel may take to end what was killed; longer means stuck in a system call, and nobody can help."""
+
+MOST_FILES = 65536
+FILES_A_CHILD = 8
+"""Pipes, process descriptor, logs and copies of one running step."""
+FILES_OF_OUR_OWN = 100
+"""What else may be open: connections, run logs, the event loop."""
+
+_slots: WeakKeyDictionary[asyncio.AbstractEventLoop, asyncio.Semaphore] = WeakKeyDictionary()
 
 Sink = Callable[[bytes], None]
 
@@ -41,8 +54,7 @@ class CannotStart(Exception):
     """The program is missing, not executable, or its working directory is unusable."""
 
 
-@dataclass(slots=True)
-class Stopping:
+class Stopping(Struct):
     """How a child is stopped: by `ask`, again every 5 s, and by SIGKILL after `grace_s`."""
 
     ask: signal.Signals = signal.SIGTERM
@@ -71,6 +83,25 @@ async def run(
         CannotStart: it could not be started; the text does not repeat the arguments.
         OSError: a sink could not take the output (a full disk); the process has ended all the same.
     """
+    loop = asyncio.get_running_loop()
+    if loop not in _slots:
+        _slots[loop] = asyncio.Semaphore(_most_children())
+    async with _slots[loop]:
+        if stop.is_set():  # it was asked for while others had all slots
+            return -stopping.ask
+        return await _run(argv, env, cwd, (stdout, stderr), marker, stop, stopping)
+
+
+async def _run(
+    argv: Sequence[str],
+    env: Mapping[str, str],
+    cwd: Path,
+    sinks: tuple[Sink, Sink | None],
+    marker: str,
+    stop: asyncio.Event,
+    stopping: Stopping,
+) -> int:
+    stdout, stderr = sinks
     child, reads = _spawn(argv, env={**env, MARKER: marker}, cwd=cwd, merged=stderr is None)
     watched = _Child(asyncio.get_running_loop(), child, reads, (stdout, stderr or stdout))
     try:
@@ -87,6 +118,43 @@ async def run(
         raise watched.problem
     assert child.returncode is not None, "it has ended"
     return child.returncode
+
+
+def start_companion(
+    argv: Sequence[str], *, env: Mapping[str, str], stdin: bytes, handles: Sequence[int]
+) -> subprocess.Popen[bytes]:
+    """Start a program of our own that works beside this process, in a session of its own.
+
+    Args:
+        env: all that it sees.
+        stdin: what it reads there.
+        handles: descriptors that it inherits, under the same numbers.
+
+    Raises:
+        CannotStart: it could not be started.
+    """
+    given = os.memfd_create("companion", os.MFD_CLOEXEC)
+    try:
+        with os.fdopen(os.dup(given), "wb") as file:
+            file.write(stdin)
+        os.lseek(given, 0, os.SEEK_SET)
+        return subprocess.Popen(  # noqa: S603 - our own program
+            list(argv), stdin=given, stdout=subprocess.DEVNULL, env=env, pass_fds=handles, start_new_session=True
+        )
+    except (OSError, ValueError) as error:
+        raise CannotStart(_reason(error, argv[0])) from None
+    finally:
+        os.close(given)
+
+
+def _most_children() -> int:
+    """Return how many processes may run at a time under our limit of open files.
+
+    A thousand steps without dependencies all start at once; with the usual 1024 files most would fail to. The limit is
+    not raised: steps would inherit it.
+    """
+    soft, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
+    return max(1, (min(soft, MOST_FILES) - FILES_OF_OUR_OWN) // FILES_A_CHILD) if soft > 0 else MOST_FILES
 
 
 async def stop_marked(marker: str, stopping: Stopping) -> int:
@@ -252,8 +320,7 @@ async def _all_gone(pids: Mapping[int, int], timeout_s: float) -> None:
             os.close(fd)
 
 
-@dataclass(slots=True)
-class _Tree:
+class _Tree(Struct):
     """Everybody who belongs to a step: by session, by marker, by descent."""
 
     session: int
@@ -265,7 +332,8 @@ class _Tree:
     def find(self) -> Mapping[int, int]:
         """Look again; members of a former look whose parents are gone stay members."""
         pids = [int(name) for name in os.listdir("/proc") if name.isdigit()]
-        signed = {pid for pid in pids if self._is_signed(pid)}
+        likely = pids if self.session or self.members else _without_strangers(pids)
+        signed = {pid for pid in likely if self._is_signed(pid)}
         if not signed and not self.members:
             return self.members  # nobody to descend from: the rule at the end of a run, and five times cheaper
         births: dict[int, int] = {}
@@ -315,6 +383,32 @@ class _Tree:
                 os.kill(pid, number)
 
 
+_strangers: dict[int, float] = {}
+"""Process id → when it was seen without any marker."""
+
+
+def _without_strangers(pids: list[int]) -> list[int]:
+    """Return the processes that may carry a marker: looking at all of a host at the end of each run would cost a lot.
+
+    A marker comes with the program, so who had none a second ago has none now. A second, because a process that was
+    just made shows its parent's environment for a moment; and not for ever, because numbers come back.
+    """
+    now = time.monotonic()
+    if len(_strangers) > 2 * len(pids) + 64:
+        _strangers.clear()
+    likely = []
+    for pid in pids:
+        seen = _strangers.get(pid)
+        if seen is None or now - seen > STRANGER_S[1]:
+            if f"\0{MARKER}=".encode() in _environment(pid):
+                likely.append(pid)
+            else:
+                _strangers[pid] = now
+        elif now - seen < STRANGER_S[0]:
+            likely.append(pid)
+    return likely
+
+
 def _stat(pid: int) -> tuple[int, int] | None:
     """Return parent and start time of a living process, None when it is gone or a zombie."""
     # The name in brackets may hold anything, so count from the last bracket.
@@ -355,11 +449,11 @@ def _reason(error: OSError | ValueError, program: str) -> str:
 
 
 def error_text(code: int) -> str:
-    """Return how a step's error names an exit: `exit status 3`, `signal: SIGKILL`."""
+    """Return how a step's error names an exit: `exit status 3`, `signal: killed (SIGKILL)`."""
     if code >= 0:
         return f"exit status {code}"
     try:
-        return f"signal: {signal.Signals(-code).name}"
+        return f"signal: {(signal.strsignal(-code) or '').lower()} ({signal.Signals(-code).name})"
     except ValueError:
         return f"signal: {-code}"
 

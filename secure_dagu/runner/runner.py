@@ -1,7 +1,6 @@
 """Drive one attempt: what `run.machine` commands is done here, with real time and real processes.
 
-`execute` is the whole of it: set up (`runner.setup`), then one loop that takes events and obeys commands, in one task
-group, so that nothing that was started outlives the run.
+`execute` is the whole of it: set up (`runner.setup`), then the loop of `runner.graph`, to the end of the run.
 """
 
 from __future__ import annotations
@@ -10,24 +9,33 @@ import asyncio
 import json
 import secrets
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any, assert_never
+from typing import TYPE_CHECKING, Any
 
-from secure_dagu.dag.model import Dag, Definition, Shell, Step
-from secure_dagu.dag.plan import Plan
-from secure_dagu.dag.scope import Layer, Scope, StepView, StepViews
+from secure_dagu.dag.model import DagType, Resources, Shell, Step
+from secure_dagu.dag.scope import Scope
 from secure_dagu.dispatch.model import LogStream
-from secure_dagu.errors import SecureDaguError
-from secure_dagu.run import machine
+from secure_dagu.dispatch.retrying import is_left
+from secure_dagu.errors import SecureDaguError, Unavailable
+from secure_dagu.run import machine, people, resume
 from secure_dagu.run.machine import HANDLER_NODES, RunState
 from secure_dagu.run.model import StepStatus
 from secure_dagu.run.snapshot import Snapshots
-from secure_dagu.runner import process, setup, shell, steps
+from secure_dagu.runner import conditions, environment, limits, process, setup, steps, streams
 from secure_dagu.runner.api import ChildRuns, RunObserver, RunRequest
+from secure_dagu.runner.files import make_working_dir
+from secure_dagu.runner.graph import Graph
 from secure_dagu.runner.output import LogFile, Masker
 
+if TYPE_CHECKING:
+    from secure_dagu.runner.containers import RunContainer
+
+if TYPE_CHECKING:
+    from secure_dagu.runner.build import Gate
+
+_HANDLER_NAMES = {node: name for name, node in HANDLER_NODES.items()}
 PUBLISH_EVERY_S = 0.02
 """Documents are made no more often than this; the observer sends far fewer."""
 
@@ -49,119 +57,104 @@ async def execute(
     return await run.perform(stop)
 
 
-class Execution:
+class Execution(Graph):
     """One attempt while it runs."""
 
     def __init__(
         self, request: RunRequest, observer: RunObserver, children: ChildRuns, prepared: setup.Prepared
     ) -> None:
-        self.request = request
-        self.folders = request.folders
-        self.children = children
-        self.definition: Definition = prepared.definition
-        self.dag: Dag = prepared.definition.main
-        self.plan: Plan = prepared.plan
-        self.work_dir: Path = prepared.work_dir
-        self.log_names: Mapping[str, str] = prepared.log_names
         # A key is a hash of names and a short id: the token keeps two clusters' runs on one host apart for certain.
-        self.marker = f"{request.attempt_key}/{secrets.token_hex(8)}/"
+        marker = f"{request.attempt_key}/{secrets.token_hex(8)}/"
+        dag = prepared.definition.main
+        super().__init__(
+            request=request,
+            definition=prepared.definition,
+            children=children,
+            work_dir=prepared.work_dir,
+            marker=marker,
+            scope=prepared.scope,
+            state=machine.new_run(
+                prepared.plan,
+                kept=prepared.kept,
+                max_active=dag.max_active_steps,
+                delay_s=dag.delay_s,
+                has_external_retry=request.task.external_step_retry,
+                is_retried=request.task.is_root and is_left(resume.document(request.task.previous_status), dag.retry),
+            ),
+        )
+        self._build_paths = prepared.build_paths
+        self._log_names: Mapping[str, str] = prepared.log_names
+        self._logs: Mapping[str, streams.LogPaths] = prepared.logs
+        self._identity = {
+            "dag": dag.name,
+            "run-id": request.task.run.run_id,
+            "worker-id": request.worker,
+            "attempt-id": request.attempt_id,
+        }
         self.masker = Masker(())
+        if dag.container is not None:
+            from secure_dagu.runner.containers import RunContainer  # nearly no run has one
+
+            self.container = RunContainer()
         self._observer = observer
-        self._scope = prepared.scope
-        self._secrets: tuple[str, ...] = ()
         self._snapshots: Snapshots = prepared.snapshots
         self._extra: dict[str, Any] = dict(prepared.extra)
-        self._events: asyncio.Queue[machine.Event] = asyncio.Queue()
-        self._state = machine.new_run(
-            prepared.plan, kept=prepared.kept, max_active=self.dag.max_active_steps, delay_s=self.dag.delay_s
-        )
-        self._halted = asyncio.Event()
         self._halted_late = asyncio.Event()
         self._log = LogFile(
-            self.folders.logs / "scheduler.log", self.masker,
+            streams.run_log(self.folders), self.masker,
             lambda path, size: observer.log_written("scheduler", LogStream.SCHEDULER, path, size),
         )  # fmt: skip
         self._publish_every_s = PUBLISH_EVERY_S
         self._published_at = 0.0
         self._is_dirty = False
-        self._publishers = frozenset(p for p, step in enumerate(self.plan.steps) if isinstance(step.output, str))
-        """Steps whose output is a variable of every step after them."""
-        self._speakers = self._publishers.union(p for p, step in enumerate(self.plan.steps) if step.id)
-        """Steps that others can read something of, if only by their id."""
-        self._group: asyncio.TaskGroup
 
     async def perform(self, stop: asyncio.Event) -> RunState:
         """Run to the end."""
         try:
-            await self._run_through(stop)
+            self.log("INFO", "DAG run started")
+            if self.dag.resources != Resources():
+                self._limit()
+            meanwhile = [self._watch(stop), self._set_up(), self._publish_late()]
+            if self.dag.timeout_s > 0:
+                meanwhile.append(self._time_out())
+            await self._drive(*meanwhile)
             # The end of a run is the end of its processes: what its steps left in the background goes with it.
             await process.stop_marked(self.marker, process.Stopping(grace_s=self.dag.max_clean_up_s))
+            if any(self.dag.mail_on.values()):
+                from secure_dagu.runner import mails  # nearly no run sends any
+
+                await mails.run_ended(self, self._state, self._scope)
             self.log("INFO", "DAG run finished", status=self._state.status.word)
         except BaseException:  # cancelled, or our own bug: no time to ask anybody
             process.kill_marked(self.marker)
             raise
         finally:
+            if self.container is not None:
+                await self._close_container(self.container)
+            if self.limits is not None:
+                limits.remove(self.limits)
             self._log.close()
         self._observer.status_changed(self._snapshots.document(self._state, extra=self._extra), final=True)
         return self._state
 
-    async def _run_through(self, stop: asyncio.Event) -> None:
-        """Take events until the machine says that it is the end."""
-        self.log("INFO", "DAG run started")
-        async with asyncio.TaskGroup() as group:
-            self._group = group
-            watchers = [group.create_task(self._watch(stop), name="stop")]
-            setup_task = group.create_task(self._set_up(), name="set up")
-            if self.dag.timeout_s > 0:
-                watchers.append(group.create_task(self._time_out(), name="DAG timeout"))
-            watchers.append(group.create_task(self._publish_late(), name="publish"))
-            is_over = False
-            while not is_over:
-                event = await self._events.get()
-                is_over = self._advance(event)
-            setup_task.cancel()
-            for watcher in watchers:
-                watcher.cancel()
+    def _limit(self) -> None:
+        try:
+            self.limits = limits.make(self.dag.resources, secrets.token_hex(8))
+        except Unavailable as error:
+            self.log("WARN", "Resource limits not enforced", err=error.why)
 
-    def _advance(self, event: machine.Event) -> bool:
-        """Take one event; do what follows. True at the end."""
-        transition = machine.advance(self._state, event, datetime.now(UTC))
-        self._state = transition.state
-        is_over = False
-        for command in transition.commands:
-            is_over = self._obey(command) or is_over
-        if not is_over:
-            self._publish()
-        return is_over
-
-    def _obey(self, command: machine.Command) -> bool:
-        match command:
-            case machine.CheckPreconditions():
-                self._start(self._check_preconditions())
-            case machine.StartStep(position=position, is_first=is_first):
-                self._start(self._step(position, is_first=is_first))
-            case machine.Pause(node=node, seconds=seconds):
-                self._start(self._pause(seconds, machine.PauseOver(node)))
-            case machine.Delay(seconds=seconds):
-                self._start(self._pause(seconds, machine.DelayOver()))
-            case machine.StartHandler(name=name, is_first=is_first):
-                self._start_handler(name, is_first=is_first)
-            case machine.StopRunning():
-                self.halt().set()
-            case machine.End():
-                return True
-            case _:
-                assert_never(command)
-        return False
-
-    def _start(self, work: Any) -> None:
-        self._group.create_task(work)
+    async def _close_container(self, container: RunContainer) -> None:
+        try:
+            await container.close()
+        except (SecureDaguError, TimeoutError) as error:
+            self.log("WARN", "Container not removed", err=str(error) or "the daemon took too long")
 
     # ── the parts ────────────────────────────────────────────────────────────────────────────────────────────────────
 
     async def _set_up(self) -> None:
         try:
-            self._scope, self._secrets = await setup.environment(self, self._scope)
+            given = setup.caller_params(self.request)
+            self._scope, self.secrets = await environment.evaluate(self, self._scope, given)
         except SecureDaguError as error:
             self._events.put_nowait(machine.SetupFailed(str(error)))
             return
@@ -177,24 +170,23 @@ class Execution:
             self._events.put_nowait(machine.PreconditionsChecked(met=True))
             return
         try:
-            chosen = shell.choose(Shell(), self.dag.shell, self.request.default_shell, self._host_shell())
-            unmet = await steps.check_all(self, self.dag.preconditions, self._scope, chosen=chosen, cwd=self.work_dir)
+            chosen, cwd = self.shell_of(Shell(), self._scope), environment.root_dir(self, self._scope)
+            make_working_dir(cwd)
+            results = await conditions.check_all(self, self.dag.preconditions, self._scope, chosen=chosen, cwd=cwd)
         except SecureDaguError as error:
             text = self.masker.text(str(error))
             self._events.put_nowait(machine.PreconditionsChecked(met=False, error=text))
             return
+        except OSError as error:
+            text = f"the DAG's preconditions cannot be checked: {error.strerror}"
+            self._events.put_nowait(machine.PreconditionsChecked(met=False, error=text))
+            return
+        told = [self.masker.text(result) for result in results]
+        self._extra["preconditions"] = conditions.shown(self.dag.preconditions, told)
+        unmet = any(results)
         if unmet:
             self.log("INFO", "DAG preconditions not met")
         self._events.put_nowait(machine.PreconditionsChecked(met=not unmet))
-
-    async def _step(self, position: int, *, is_first: bool) -> None:
-        step = self.plan.steps[position]
-        self.log("INFO", "Step started", step=step.name)
-        outcome = await steps.execute_step(
-            self, step, node=step.name, scope=self._step_scope(position), is_first=is_first
-        )
-        self.log("INFO" if not outcome.error else "ERROR", "Step finished", step=step.name, err=outcome.error)
-        self._events.put_nowait(machine.StepEnded(position, outcome))
 
     def _start_handler(self, name: str, *, is_first: bool) -> None:
         step = self.plan.handlers.get(name)
@@ -210,18 +202,10 @@ class Execution:
         node = HANDLER_NODES[name]
         self.log("INFO", "Step started", step=node)
         outcome = await steps.execute_step(
-            self, step, node=node, scope=self._scope_of_handler(), is_first=is_first, is_handler=True
+            self, step, node=node, scope=self._scope_of_handler(node), is_first=is_first, is_handler=True
         )
-        self.log("INFO" if not outcome.error else "ERROR", "Step finished", step=node, err=outcome.error)
+        self._log_end(node, outcome)
         self._events.put_nowait(machine.HandlerEnded(name, outcome))
-
-    async def _pause(self, seconds: float, event: machine.Event) -> None:
-        try:
-            async with asyncio.timeout(seconds):
-                await self.halt().wait()
-        except TimeoutError:
-            pass
-        self._events.put_nowait(event)
 
     async def _watch(self, stop: asyncio.Event) -> None:
         await stop.wait()
@@ -240,28 +224,55 @@ class Execution:
         The handlers after the steps run because of a stop, so each has an event of its own for one that comes later.
         """
         is_late = self._state.phase in (machine.Phase.OUTCOME, machine.Phase.EXIT)
-        return self._halted_late if is_late else self._halted
-
-    def shell_of(self, step: Step, scope: Scope) -> shell.Chosen:
-        """Return the step's shell."""
-        return shell.choose(step.shell, self.dag.shell, self.request.default_shell, self._host_shell())
-
-    def _host_shell(self) -> str:
-        return self.request.host_env.get("SHELL", "")
+        return self._halted_late if is_late else super().halt()
 
     def new_masker(self) -> Masker:
         """Return a masker of its own for a stream."""
-        return Masker(self._secrets)
+        return Masker(self.secrets)
+
+    def gate(self, step: Step) -> Gate | None:
+        """Return what a step of a build DAG passes through."""
+        if self.dag.type is not DagType.BUILD:
+            return None
+        from secure_dagu.runner import build  # only for them
+
+        return build.Gate(self, step, self._build_paths.get(step.name))
+
+    def has_executed(self, names: Sequence[str]) -> bool:
+        """Tell whether one of these steps of a build DAG was executed in this run and not reused."""
+        nodes = [self._state.nodes[self.plan.index[name]] for name in names]
+        return any(node.published.get("build", {}).get("decision") in ("execute", "always") for node in nodes)
+
+    def log_stem(self, node: str) -> str:
+        """Return the file stem of a node's logs."""
+        return self._log_names[node]
+
+    def log_paths(self, node: str, step: Step) -> streams.LogPaths:
+        """Return the log files of a node."""
+        return self._logs[node]
 
     def log_file(self, node: str, stream: LogStream, path: Path) -> LogFile:
         """Return the log file of a step's stream."""
+        # A step may look at its own log, so on the author's host it is there from the start. On a worker nobody looks,
+        # and two files for each step that prints nothing were a third of its cost.
         return LogFile(
-            path, self.new_masker(), lambda where, size: self._observer.log_written(node, stream, where, size)
+            path,
+            self.new_masker(),
+            lambda where, size: self._observer.log_written(node, stream, where, size),
+            is_made=bool(self.folders.log_suffix),
         )
 
-    def status_word(self) -> str:
-        """Return `DAG_RUN_STATUS` as handlers see it."""
-        return self._state.status.word
+    def managed_of(self, node: str) -> Mapping[str, str]:
+        """Return the managed variables that only this node sees (section 2.6)."""
+        position = self.plan.index.get(node)
+        if position is not None:
+            return people.pushback_variables(self._state.nodes[position].published)
+        values = {"DAG_RUN_STATUS": self._state.status.word}
+        if node == HANDLER_NODES["wait"]:
+            found = zip(self.plan.steps, self._state.nodes, strict=True)
+            waiting = (step.name for step, state in found if state.status is StepStatus.WAITING)
+            values["DAG_WAITING_STEPS"] = ",".join(waiting)
+        return values
 
     def note_params(self, listed: tuple[str, ...]) -> None:
         """Put the resolved parameters into the documents."""
@@ -274,95 +285,28 @@ class Execution:
         if position is not None:
             self._events.put_nowait(machine.Changed(position, values))
 
+    def show(self, node: str, values: Mapping[str, Any]) -> None:
+        """Take what a running node shows of its step."""
+        key = _HANDLER_NAMES.get(node, node) if node not in self.plan.index else self.plan.index[node]
+        self._events.put_nowait(machine.Shown(key, values))
+
     def log(self, level: str, message: str, **fields: str) -> None:
         """Write a line of the run log (protocol, section 5.1)."""
-        line: dict[str, str] = {
-            "time": datetime.now(UTC).isoformat(timespec="milliseconds").replace("+00:00", "Z"),
-            "level": level,
-            "msg": message,
-            "dag": self.dag.name,
-            "run-id": self.request.task.run.run_id,
-            "worker-id": self.request.worker,
-            "attempt-id": self.request.attempt_id,
-            **{key: value for key, value in fields.items() if value},
-        }
+        told = {**self._identity, **{key: value for key, value in fields.items() if value}}
+        now = datetime.now(UTC).isoformat(timespec="milliseconds").replace("+00:00", "Z")
+        line = {"time": now, "level": level, "msg": message, **told}
         self._log.write(json.dumps(line, ensure_ascii=False).encode() + b"\n")
+        self._observer.line_logged(level, message, told)
 
     # ── scopes ───────────────────────────────────────────────────────────────────────────────────────────────────────
 
-    def _step_scope(self, position: int) -> Scope:
-        """Return what a step may see: outputs of the steps that it depends on, nearest last (section 2.6)."""
-        step, context = self.plan.steps[position], dict(self._scope.context)
-        context["step.name"] = step.name
-        if step.id:
-            context["step.id"] = step.id
-        # Looking at all ancestors of all steps would make a long chain quadratic, so only where it can matter: a step
-        # without a dollar refers to nobody.
-        heard = self._publishers
-        if self._speakers != heard and ("$" in self.dag.working_dir or "$" in repr(step)):
-            heard = self._speakers
-        ancestors: tuple[int, ...] = ()
-        if heard and self.plan.dependencies[position]:
-            ancestors = tuple(before for before in self.plan.ancestors(position) if before in heard)
-        return self._with_outputs(ancestors, context)
-
-    def _scope_of_handler(self) -> Scope:
-        context = {**self._scope.context, "run.status": self.status_word()}
+    def _scope_of_handler(self, node: str) -> Scope:
+        context = {**self._scope.context, "run.status": self._state.status.word, "step.name": node}
         return self._with_outputs(tuple(sorted(self._speakers)), context, is_handler=True)
-
-    def _with_outputs(
-        self, positions: tuple[int, ...], context: Mapping[str, str], *, is_handler: bool = False
-    ) -> Scope:
-        variables: dict[str, str] = {}
-        declared: dict[str, Mapping[str, str]] = {}
-        views: dict[str, Any] = {}
-        for position in positions:
-            node, step = self._state.nodes[position], self.plan.steps[position]
-            if node.status in (StepStatus.SUCCEEDED, StepStatus.PARTIALLY_SUCCEEDED) or node.is_kept:
-                for name, text in (node.published.get("outputVariables") or {}).items():
-                    variables[name] = text.partition("=")[2]
-                if step.id and "stepOutputsValue" in node.published and not is_handler:
-                    declared[step.id] = json.loads(node.published["stepOutputsValue"])
-            if step.id:
-                views[step.id] = lambda position=position: self._view(position)
-        scope = self._scope
-        if variables:
-            scope = scope.with_env(Layer.OUTPUTS, variables)
-        return Scope(
-            env=scope.env,
-            consts=scope.consts,
-            params=scope.params,
-            params_json=scope.params_json,
-            context=context,
-            declared=declared,
-            steps=StepViews(views),
-        )
-
-    def _view(self, position: int) -> StepView:
-        node, step = self._state.nodes[position], self.plan.steps[position]
-        published = node.published
-        outputs: dict[str, Any] = {}
-        for key in ("outputsValue", "stepOutputsValue"):
-            if key in published:
-                outputs.update(json.loads(published[key]))
-        value: Any = published.get("outputValue")
-        if isinstance(step.output, Mapping) and value is not None:
-            value = json.loads(value)
-        base = self.folders.logs / self.log_names[step.name]
-        stdout, stderr = base.with_name(f"{base.name}.stdout.log"), base.with_name(f"{base.name}.stderr.log")
-        for path in (stdout, stderr):
-            path.touch(mode=0o600)  # whoever reads this reference may open the file, and a silent step made none
-        return StepView(
-            output=value,
-            outputs=outputs or None,
-            stdout=str(stdout),
-            stderr=str(stderr),
-            exit_code=node.exit_code,
-        )
 
     # ── documents ────────────────────────────────────────────────────────────────────────────────────────────────────
 
-    def _publish(self) -> None:
+    def _moved(self) -> None:
         """Hand over a document now, or a little later when one has just been made."""
         now = time.monotonic()
         if now - self._published_at < self._publish_every_s:
@@ -379,4 +323,4 @@ class Execution:
             await asyncio.sleep(self._publish_every_s * 2)
             if self._is_dirty:
                 self._published_at = 0.0
-                self._publish()
+                self._moved()

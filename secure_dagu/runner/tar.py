@@ -11,8 +11,9 @@ from __future__ import annotations
 import re
 import zlib
 from collections.abc import Iterator
-from dataclasses import dataclass
 from typing import BinaryIO
+
+from msgspec import Struct
 
 from secure_dagu.errors import InvalidRequest, LimitExceeded
 
@@ -28,8 +29,7 @@ _RECORD = re.compile(rb"([1-9][0-9]{0,5}) ([^=\n]{1,255})=")
 _DECIMAL = re.compile(rb"[0-9]{1,19}")
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Entry:
+class Entry(Struct, frozen=True, kw_only=True):
     """One entry; its content is what the stream holds next."""
 
     name: str

@@ -112,12 +112,11 @@ def check_ids(task: Task, attempt_id: AttemptId) -> None:
 def _folders(top: Path, task: Task) -> RunFolders:
     stamp = datetime.now(UTC).strftime("%Y%m%d_%H%M%SZ")
     folders = RunFolders(
-        logs=top / "logs",
+        logs=top,
         work=top / "work",
         artifacts=top / "artifacts" / f"dag-run_{stamp}_{task.run.run_id}",
     )
-    for folder in (folders.logs, folders.work):
-        folder.mkdir(mode=0o700)
+    folders.work.mkdir(mode=0o700)
     return folders
 
 

@@ -5,13 +5,15 @@ from __future__ import annotations
 import asyncio
 import json
 import os
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
+from hashlib import sha256
 from pathlib import Path
 from typing import Any
 
-from secure_dagu.dispatch.model import LogStream, Operation, Task
+from secure_dagu.dispatch.model import LogStream, Operation, StateEntry, StateRef, StateSource, Task
+from secure_dagu.errors import Conflict
 from secure_dagu.run.model import AttemptId, DagRunRef, RunStatus, attempt_key
-from secure_dagu.runner.api import ChildRequest, ChildResult, RunFolders, RunRequest
+from secure_dagu.runner.api import ChildRequest, ChildResult, Enqueued, RunFolders, RunRequest
 from secure_dagu.runner.runner import execute
 
 DEADLINE_S = 20.0
@@ -27,6 +29,7 @@ class Seen:
         self.final_text = ""
         self.sizes: dict[tuple[str, LogStream], int] = {}
         self.logs: dict[str, bytes] = {}
+        self.lines: list[tuple[str, str, dict[str, str]]] = []
         self._awaited: list[tuple[str, bytes, Callable[[], None]]] = []
 
     def when(self, step: str, text: bytes, then: Callable[[], None]) -> None:
@@ -46,6 +49,9 @@ class Seen:
             if waiting[0] == step and waiting[1] in path.read_bytes():
                 self._awaited.remove(waiting)
                 waiting[2]()
+
+    def line_logged(self, level: str, message: str, fields: Mapping[str, str]) -> None:
+        self.lines.append((level, message, dict(fields)))
 
     @property
     def final(self) -> dict[str, Any]:
@@ -71,6 +77,7 @@ class Seen:
 
 WORDS = (
     "not_started", "running", "failed", "aborted", "succeeded", "skipped", "partially_succeeded", "waiting", "rejected",
+    "retrying",
 )  # fmt: skip
 
 
@@ -80,6 +87,8 @@ class Children:
     def __init__(self, *, secrets: Mapping[str, str] | None = None, texts: Mapping[str, str] | None = None) -> None:
         self.requests: list[ChildRequest] = []
         self.cancelled: list[str] = []
+        self.enqueued: list[ChildRequest] = []
+        self.state: dict[StateRef, StateEntry] = {}
         self.end: Callable[[ChildRequest], ChildResult] = lambda request: child_result(RunStatus.SUCCEEDED)
         self.holds = False
         """True: children run until they are cancelled."""
@@ -98,6 +107,38 @@ class Children:
                 raise
         return self.end(request)
 
+    async def enqueue(self, request: ChildRequest, *, queue: str) -> Enqueued:
+        known = any(known.run_id == request.run_id for known in self.enqueued)
+        self.enqueued.append(request)
+        return Enqueued(queue=queue or request.dag, already_exists=known)
+
+    async def get_state(self, ref: StateRef) -> StateEntry | None:
+        return self.state.get(ref)
+
+    async def put_state(
+        self, ref: StateRef, value: bytes, *, expected_version: int | None, create_only: bool, updated_by: StateSource
+    ) -> StateEntry:
+        before = self.state.get(ref)
+        if (create_only and before) or expected_version not in (None, before.version if before else 0):
+            raise Conflict("dag state: conflict")
+        entry = StateEntry(
+            ref=ref, value=value, version=before.version + 1 if before else 1, hash=sha256(value).hexdigest(),
+            created_at_ns=before.created_at_ns if before else 1, updated_at_ns=2, updated_by=updated_by,
+        )  # fmt: skip
+        self.state[ref] = entry
+        return entry
+
+    async def delete_state(self, ref: StateRef) -> bool:
+        return self.state.pop(ref, None) is not None
+
+    async def list_state(self, *, scope: str, namespace: str, prefix: str, limit: int) -> Sequence[StateEntry]:
+        found = [
+            entry
+            for ref, entry in sorted(self.state.items(), key=lambda item: item[0].key)
+            if (ref.scope, ref.namespace) == (scope, namespace) and ref.key.startswith(prefix)
+        ]
+        return found[: limit or None]
+
     async def dag_text(self, name: str) -> str | None:
         return self._texts.get(name)
 
@@ -115,6 +156,7 @@ def make_request(text: str, base: Path, *, host_env: Mapping[str, str] | None = 
     attempt = AttemptId(changes.pop("attempt", "a1"))
     key = attempt_key(root=RUN, run=RUN, attempt_id=attempt)
     bundle = changes.pop("archive", None)
+    process_env = changes.pop("process_env", {})
     values: dict[str, Any] = {"operation": Operation.START, "run": RUN, "root": RUN, "definition": text}
     task = Task(**{**values, "attempt_id": attempt, "attempt_key": key, **changes})
     folders = RunFolders(logs=base / "logs", work=base / "work", artifacts=base / "artifacts")
@@ -130,6 +172,7 @@ def make_request(text: str, base: Path, *, host_env: Mapping[str, str] | None = 
         host_env=HOST_ENV if host_env is None else host_env,
         default_shell="sh",
         bundle=bundle,
+        process_env=process_env,
     )
 
 

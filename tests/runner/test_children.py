@@ -7,12 +7,14 @@ import json
 from pathlib import Path
 
 import pytest
+from msgspec.structs import replace
 
 from secure_dagu.errors import Unavailable
 from secure_dagu.run.model import DagRunRef, RunStatus
 from secure_dagu.runner.api import ChildRequest, ChildResult
 from secure_dagu.runner.executors.dag_run import child_id
-from tests.runner.harness import RUN, Children, Seen, child_result, run
+from secure_dagu.runner.runner import execute
+from tests.runner.harness import RUN, Children, Seen, child_result, make_request, run
 
 KID = "params: [{name: p, default: d}]\nsteps: [{name: s, run: 'true'}]"
 
@@ -119,12 +121,85 @@ steps:
     assert printed["outputs"] == [{"R": "p=x"}, {"R": "p=y"}, {"R": "p=z"}]
 
 
+async def test_the_result_of_a_call_is_printed_to_the_byte(tmp_path: Path) -> None:
+    children = Children(texts={"kid": KID})
+    node = {"step": {"name": "s"}, "status": 4, "outputVariables": {"A": "A=<1>"}, "outputsValue": '{"n":[1]}'}
+    children.end = lambda request: ChildResult(status=RunStatus.SUCCEEDED, document=json.dumps({"nodes": [node]}))
+    text = "steps: [{name: a, action: dag.run, with: {dag: kid, params: {p: 'x y', q: 5}}}]"
+    seen = await run(text, tmp_path, children=children)
+    run_id = children.requests[0].run_id
+    assert seen.out("a") == (
+        '{\n  "name": "kid",\n  "dagRunId": "' + run_id + '",\n  "params": "p=\\"x y\\" q=\\"5\\"",\n'
+        '  "outputs": {\n    "A": "\\u003c1\\u003e"\n  },\n  "outputValues": {\n    "n": [\n      1\n    ]\n  },\n'
+        '  "status": "succeeded"\n}\n'
+    )
+
+
+async def test_calls_that_are_alike_share_a_child_whatever_their_items(tmp_path: Path) -> None:
+    children = Children(texts={"kid": KID})
+    text = "steps: [{name: a, action: dag.run, with: {dag: kid, params: p=1}, parallel: [x, y, z]}]"
+    seen = await run(text, tmp_path, children=children)
+    assert len(children.requests) == 1
+    assert json.loads(seen.out("a"))["summary"] == {"total": 1, "succeeded": 1, "failed": 0}
+
+
+async def test_a_child_in_the_same_process_is_handed_what_its_parent_sees(tmp_path: Path) -> None:
+    children = Children(texts={"kid": KID}, secrets={"s": "hush-hush"})
+    text = """
+params: [{name: who, default: bob}]
+env: [CITY: Oslo]
+secrets: [{name: S, ref: s}]
+steps: [{name: a, env: [OWN: o], action: dag.run, with: {dag: kid}}]
+"""
+    await run(text, tmp_path, children=children)
+    (request,) = children.requests
+    assert request.env == {"who": "bob", "CITY": "Oslo", "S": "hush-hush"}, "no host, no managed, no step variables"
+    assert request.secrets == ("hush-hush",)
+    assert "hush-hush" not in repr(request)
+
+
+async def test_an_inherited_value_is_weaker_than_the_childs_own(tmp_path: Path) -> None:
+    text = (
+        "params: [{name: p, default: child}]\nenv: [E: child]\n"
+        "steps: [{name: a, run: 'echo $p $E $OTHER ${params.p} $SECRET'}]"
+    )
+    inherited = {"p": "parent", "E": "parent", "OTHER": "parent", "SECRET": "hush-hush"}
+    request = replace(make_request(text, tmp_path), inherited_env=inherited, inherited_secrets=("hush-hush",))
+    await execute(request, Seen(), Children(), stop=asyncio.Event())
+    assert (tmp_path / "logs" / "a.stdout.log").read_text() == "child child parent child *******\n"
+
+
+async def test_children_are_put_into_a_queue_and_not_waited_for(tmp_path: Path) -> None:
+    children = Children(texts={"kid": KID})
+    text = """
+steps:
+  - {name: one, action: dag.enqueue, with: {dag: kid, params: p=1, queue: q}}
+  - {name: many, action: dag.enqueue, with: {dag: kid}, parallel: {items: [p=2]}}
+"""
+    seen = await run(text, tmp_path, children=children)
+    assert seen.status is RunStatus.SUCCEEDED
+    first, second = children.enqueued
+    assert json.loads(seen.out("one")) == {
+        "name": "kid", "dagRunId": first.run_id, "params": "p=1", "queue": "q", "status": "queued",
+    }  # fmt: skip
+    assert json.loads(seen.out("many")) == {
+        "summary": {"total": 1, "queued": 1},
+        "runs": [
+            {
+                "name": "kid", "dagRunId": second.run_id, "params": "p=2", "queue": "kid", "status": "queued",
+                "parallelItem": "p=2",
+            }
+        ],
+    }  # fmt: skip
+
+
 @pytest.mark.parametrize(
     ("source", "params"),
     [
         ("'[\"a b\", 2]'", ["a b", "2"]),
         ("'a, b;c'", ["a", "b", "c"]),
         ("'\"a b\" c'", ["a b", "c"]),
+        ("'\"a,b\"|c d'", ["a,b", "c", "d"]),
         ("'{\"k\": 1}'", ['{"k":1}']),
     ],
 )

@@ -13,7 +13,8 @@ from hypothesis import strategies as st
 
 from secure_dagu.dag.model import DeclaredOutput
 from secure_dagu.errors import DefinitionError, LimitExceeded
-from secure_dagu.runner.output import MASK, Capture, LogFile, Masker, first_line_match, read_output_file
+from secure_dagu.run.patterns import line_holds
+from secure_dagu.runner.output import MASK, Capture, LogFile, Masker, read_output_file
 
 # Two letters make overlaps, prefixes of prefixes and secrets inside secrets likely.
 secrets = st.lists(st.text("ab", min_size=1, max_size=5), min_size=1, max_size=4)
@@ -131,4 +132,4 @@ def test_the_output_file_is_refused(text: str, declared: tuple[DeclaredOutput, .
     [(["warn"], True), (["re:^w.+ 7$"], True), (["re:^7"], False), (["x", "7"], True), ([], False)],
 )
 def test_a_line_is_looked_for(patterns: list[str], *, matches: bool) -> None:
-    assert first_line_match("ok\nwarn: 7", patterns) is matches
+    assert line_holds(patterns, "ok\nwarn: 7") is matches

@@ -7,6 +7,8 @@ import contextlib
 import os
 import select
 import signal
+import subprocess
+import sys
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -200,3 +202,19 @@ async def test_cancelling_a_run_kills_what_it_left_in_the_background_too(tmp_pat
             seen.when("a", b"ready", lambda: cancel(task))
     assert task.cancelled()
     assert not seen.final_text
+
+
+def test_more_steps_than_files_can_be_open_wait_for_one_another(tmp_path: Path) -> None:
+    """With the limit of most hosts, a wide fan-out once failed with `Too many open files`."""
+    steps = ", ".join(f"{{name: s{n}, run: ulimit -n}}" for n in range(60))
+    program = (
+        "import asyncio, pathlib, resource, sys\n"
+        "resource.setrlimit(resource.RLIMIT_NOFILE, (150, 180))\n"
+        "from tests.runner.harness import run\n"
+        "seen = asyncio.run(run(sys.argv[1], pathlib.Path(sys.argv[2])))\n"
+        "print(set(seen.nodes().values()), seen.out('s1'))\n"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", program, f"steps: [{steps}]", str(tmp_path)], capture_output=True, text=True, check=False
+    )
+    assert done.stdout == "{'succeeded'} 150\n\n", done.stderr

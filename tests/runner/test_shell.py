@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import pytest
 
 from secure_dagu.dag.model import Shell
@@ -83,3 +85,72 @@ def test_the_first_line_of_a_script_names_its_interpreter(text: str, words: list
 def test_a_first_line_that_cannot_be_read_is_refused(text: str) -> None:
     with pytest.raises(DefinitionError, match="first line"):
         shebang(text)
+
+
+PWSH = Chosen("pwsh", (), is_explicit=True)
+NIX = Chosen("/nix/bin/nix-shell", (), is_explicit=False, packages=("jq", "curl"))
+
+
+@pytest.mark.parametrize("program", ["/usr/bin/PWSH", "powershell.exe", "C:\\Windows\\PowerShell.EXE"])
+def test_powershell_gets_the_text_framed_so_that_errors_stop_it(program: str) -> None:
+    *argv, text = command_argv(Chosen(program, (), is_explicit=True), "Write-Error no")
+    assert argv == [program, "-NoProfile", "-NonInteractive", "-Command"]
+    assert text.startswith("$ErrorActionPreference='Stop';")
+    assert "Write-Error no" in text
+
+
+def test_a_carrier_that_is_configured_is_used() -> None:
+    assert command_argv(Chosen("pwsh", ("-noprofile", "-c"), is_explicit=True), "x")[:-1] == [
+        "pwsh", "-noprofile", "-NonInteractive", "-c",
+    ]  # fmt: skip
+    assert command_argv(Chosen("cmd", ("/C",), is_explicit=True), "dir") == ["cmd", "/C", "dir"]
+    assert command_argv(Chosen("nix-shell", ("--impure", "--run"), is_explicit=True), "x") == [
+        "nix-shell", "--impure", "--run", "x",
+    ]  # fmt: skip
+
+
+def test_nix_shell_gets_its_packages() -> None:
+    packages = ["--pure", "-p", "jq", "-p", "curl"]
+    assert command_argv(NIX, "x") == [NIX.program, *packages, "--run", "set -e; x"]
+    assert script_argv(NIX, "/s") == [NIX.program, *packages, "--run", "sh -e /s"]
+
+
+@pytest.mark.parametrize(
+    ("program", "arg"),
+    [
+        ("pwsh", "-EncodedCommand"), ("pwsh", "-enc"), ("powershell", "-Command:evil"), ("cmd", "/cecho"),
+        ("nix-shell", "--run=x"), ("fish", "-cfoo"), ("sh", "-cecho"), ("dash", "-lc"),
+    ],
+)  # fmt: skip
+def test_an_argument_with_a_command_in_it_is_refused_in_every_family(program: str, arg: str) -> None:
+    with pytest.raises(DefinitionError, match=f"{arg}.*carries a command"):
+        command_argv(Chosen(program, (arg, "x"), is_explicit=True), "x")
+
+
+def test_an_unknown_shell_gets_nothing_added() -> None:
+    assert command_argv(Chosen("fish", ("-x",), is_explicit=False), "y") == ["fish", "-x", "-c", "y"]
+    assert script_argv(Chosen("fish", ("-x",), is_explicit=False), "/s") == ["fish", "-x", "/s"]
+
+
+def test_scripts_of_powershell_and_cmd_are_files() -> None:
+    assert script_argv(PWSH, "/s.ps1") == [
+        "pwsh", "-NoProfile", "-NonInteractive", "-ExecutionPolicy", "Bypass", "-File", "/s.ps1",
+    ]  # fmt: skip
+    assert script_argv(Chosen("cmd.exe", (), is_explicit=True), "/s.bat") == ["cmd.exe", "/c", "/s.bat"]
+
+
+@pytest.mark.parametrize("args", [("-Command",), ("-C",), ("-EncodedCommand", "x"), ("-File", "other.ps1")])
+def test_powershell_runs_no_other_script_than_the_steps(args: tuple[str, ...]) -> None:
+    with pytest.raises(DefinitionError, match="script form"):
+        script_argv(Chosen("pwsh", args, is_explicit=True), "/s.ps1")
+
+
+@pytest.mark.parametrize("call", [command_argv, script_argv])
+def test_packages_are_for_nix_shell_only(call: Callable[[Chosen, str], list[str]]) -> None:
+    with pytest.raises(DefinitionError, match="shell_packages"):
+        call(Chosen("bash", (), is_explicit=True, packages=("jq",)), "x")
+
+
+def test_direct_is_no_shell() -> None:
+    with pytest.raises(DefinitionError, match="direct"):
+        choose(Shell(), Shell(), "direct", "")

@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 import os
 from pathlib import Path
 
 import pytest
+from msgspec.structs import replace
 
-from secure_dagu.run.model import RunStatus
-from tests.runner.harness import HOST_ENV, Children, run
+from secure_dagu.run.model import RunStatus, TriggerType
+from secure_dagu.runner.runner import execute
+from tests.runner.harness import HOST_ENV, Children, Seen, make_request, run
 
 SECRET = "hunter2-hunter2"
 MASK = "*******"
@@ -25,7 +28,7 @@ async def test_a_step_sees_the_scope_and_nothing_of_this_process(tmp_path: Path)
     assert names == {
         *HOST_ENV, "ROOT", "OWN", "PWD", "DAG_NAME", "DAG_RUN_ID", "DAG_RUN_LOG_FILE", "DAG_RUN_WORK_DIR",
         "DAG_RUN_STEP_NAME", "DAG_RUN_STEP_STDOUT_FILE", "DAG_RUN_STEP_STDERR_FILE", "DAGU_OUTPUT_FILE",
-        "_DAGU_INTERNAL_RUN",
+        "DAGU_EXECUTABLE", "_DAGU_INTERNAL_RUN",
     }  # fmt: skip
 
 
@@ -115,6 +118,12 @@ async def test_captured_output_has_a_limit(tmp_path: Path) -> None:
     assert seen.out("a") == "12345678901\n", "the log keeps everything"
 
 
+async def test_every_missing_folder_of_a_working_directory_is_made_for_owner_and_group(tmp_path: Path) -> None:
+    seen = await run("steps: [{name: a, working_dir: one/two, run: pwd}]", tmp_path)
+    made = Path(seen.out("a").strip())
+    assert [oct(folder.stat().st_mode & 0o777) for folder in (made, made.parent)] == ["0o750", "0o750"]
+
+
 async def test_working_directories_are_made_and_nested(tmp_path: Path) -> None:
     seen = await run("working_dir: top\nsteps: [{name: a, run: pwd}, {name: b, working_dir: sub, run: pwd}]", tmp_path)
     assert seen.out("a") == f"{tmp_path}/work/top\n"
@@ -138,6 +147,20 @@ async def test_merged_logs_keep_the_order_of_writing(tmp_path: Path) -> None:
     seen = await run("log_output: merged\nsteps: [{name: a, run: 'echo 1; echo 2 >&2; echo 3'}]", tmp_path)
     assert seen.out("a") == "1\n2\n3\n"
     assert "a.stderr.log" not in seen.logs
+
+
+async def test_merged_logs_leave_each_stream_what_is_taken_of_it(tmp_path: Path) -> None:
+    """What a step hands on is its stdout, however its logs are kept."""
+    text = """
+log_output: merged
+steps:
+  - {name: a, id: a, run: "echo out; echo err >&2", output: X, stdout: out.txt, stderr: err.txt}
+  - {name: b, id: b, run: "echo '[1]'; echo err >&2", output_schema: {type: array}, output: {e: {from: stderr}}}
+  - {name: c, depends: [a, b], run: "echo ${X} ${b.output.e} $(cat out.txt err.txt)"}
+"""
+    seen = await run(text, tmp_path)
+    assert seen.out("c") == "out err out err\n"
+    assert sorted(seen.out("a").split()) == ["err", "out"]
 
 
 @pytest.mark.parametrize(
@@ -211,3 +234,124 @@ async def test_documents_carry_their_identity(tmp_path: Path) -> None:
         assert document["pendingStepRetries"] is None
     assert [document["status"] for document in seen.documents[:-1]] == [1] * (len(seen.documents) - 1)
     assert seen.final["finishedAt"].endswith("Z")
+
+
+async def test_outputs_are_decoded_selected_and_checked(tmp_path: Path) -> None:
+    text = """
+steps:
+  - name: a
+    id: a
+    run: "printf 'k: {n: [1, 2]}\\nt: yes\\n'"
+    output: {n: {decode: yaml, select: '.k.n[1]'}, all: {decode: yaml}, lit: {deep: [$DAG_NAME]}}
+  - {name: b, id: b, run: "echo '{\\"x\\":1}'", stdout: {outputs: {decode: json}}}
+  - {name: c, id: c, run: "echo '{\\"x\\":1}'", stdout: {outputs: {field: whole, decode: json, select: .x}}}
+  - {name: d, depends: [a, b, c], run: 'echo ${a.output.n} ${a.output.all.t} ${a.output.lit.deep[0]} ${b.outputs.x}'}
+  - {name: e, run: "echo '{\\"x\\":1}'", output_schema: {type: object, required: [y]}}
+  - {name: f, run: "echo '[1]'", output_schema: {type: array}}
+  - {name: g, run: "echo no json", output_schema: {type: object}}
+  - {name: h, run: "echo 1", output: {v: {decode: json, select: 'range(10)'}}}
+"""
+    seen = await run(text, tmp_path)
+    assert seen.out("d") == "2 yes demo 1\n"
+    assert json.loads(seen.details()["c"]["outputsValue"]) == {"whole": 1}
+    words = {name: node["word"] for name, node in seen.details().items()}
+    assert words == {**dict.fromkeys("abcdf", "succeeded"), **dict.fromkeys("egh", "failed")}
+    assert "'y' is a required property" in seen.details()["e"]["error"]
+    assert "not JSON" in seen.details()["g"]["error"]
+    assert "no jq path" in seen.details()["h"]["error"]
+
+
+async def test_a_schema_leads_nowhere_outside(tmp_path: Path) -> None:
+    text = "steps: [{name: a, run: echo 1, output_schema: {$ref: 'http://127.0.0.1:9/s.json'}}]"
+    seen = await run(text, tmp_path)
+    assert "cannot be followed" in seen.details()["a"]["error"]
+
+
+async def test_a_node_shows_what_really_ran_and_no_script(tmp_path: Path) -> None:
+    text = r"""
+params: [{name: p, default: "x\ny"}, {name: q, default: v}]
+secrets: [{name: S, ref: s}]
+steps:
+  - {name: a, run: ["echo ${params.q} ${env.S}", "true"]}
+  - {name: script, run: "echo canary\nnosuchcommand-canary"}
+  - {name: no, run: "echo canary ${params.p}"}
+  - {name: exec, action: exec, with: {command: echo, args: ["$DAG_NAME", 1]}}
+"""
+    seen = await run(text, tmp_path, children=Children(secrets={"s": SECRET}))
+    nodes = {name: node["step"].get("commands") for name, node in seen.details().items()}
+    assert nodes == {
+        "a": [
+            {"command": "echo", "cmdWithArgs": f"echo v {MASK}"},
+            {"command": "true", "cmdWithArgs": "true"},
+        ],
+        "script": None,
+        "no": [],
+        "exec": [{"command": "echo", "cmdWithArgs": "echo demo 1"}],
+    }
+    error = seen.details()["script"]["error"]
+    assert error.splitlines()[:2] == ["exit status 127", "recent stderr (tail):"]
+    assert "2" in error.splitlines()[2]
+    assert "secure-dagu-" not in error
+
+
+async def test_the_error_of_a_command_ends_with_what_it_said(tmp_path: Path) -> None:
+    text = "steps: [{name: a, run: 'seq 1 30 >&2; exit 7'}, {name: b, run: 'kill -9 $$'}]"
+    seen = await run(text, tmp_path)
+    lines = seen.details()["a"]["error"].splitlines()
+    assert lines == ["exit status 7", "recent stderr (tail):", *(str(n) for n in range(21, 31))]
+    assert seen.details()["b"]["error"] == "signal: killed (SIGKILL)"
+    assert seen.final["error"] == "a: exit status 7"
+
+
+async def test_a_run_on_the_authors_host_finds_files_beside_the_definition(tmp_path: Path) -> None:
+    home = tmp_path / "dags"
+    home.mkdir()
+    (home / ".env").write_text("FROM_FILE=yes\n")
+    (home / "key").write_text("s3cret-key")
+    text = (
+        "working_dir: sub\nsecrets: [{name: K, provider: file, key: key}, {name: E, provider: env, key: ONLY_HERE}]\n"
+        "steps: [{name: a, run: 'pwd; echo $FROM_FILE; test \"$K\" = s3cret-key && test $E = e-value'}]"
+    )
+    request = replace(make_request(text, tmp_path, process_env={"ONLY_HERE": "e-value"}), dag_dir=home)
+    seen = Seen()
+    await execute(request, seen, Children(), stop=asyncio.Event())
+    assert seen.status is RunStatus.SUCCEEDED, seen.details()
+    assert (tmp_path / "logs" / "a.stdout.log").read_text() == f"{home}/sub\nyes\n"
+
+
+async def test_logs_have_the_names_of_a_run_on_this_host(tmp_path: Path) -> None:
+    request = make_request(
+        "steps: [{name: a b, run: test -f $DAG_RUN_STEP_STDERR_FILE && echo x},"
+        " {name: m, log_output: merged, run: echo}]",
+        tmp_path,
+    )
+    folders = replace(request.folders, run_log=tmp_path / "logs" / "run.log", log_suffix="20260102.x")
+    seen = Seen()
+    await execute(replace(request, folders=folders), seen, Children(), stop=asyncio.Event())
+    assert sorted(path.name for path in (tmp_path / "logs").iterdir()) == [
+        "a_b.20260102.x.err", "a_b.20260102.x.out", "m.20260102.x.log", "run.log",
+    ]  # fmt: skip
+    assert seen.final["log"] == str(tmp_path / "logs" / "run.log")
+    assert seen.details()["m"]["stdout"] == seen.details()["m"]["stderr"]
+    assert [line[1] for line in seen.lines][:2] == ["DAG run started", "Step started"]
+    assert seen.lines[1][2]["step"] == "a b"
+
+
+@pytest.mark.parametrize(
+    ("reference", "value"),
+    [
+        ("${context.step.name}", "a"),
+        ("${context.paths.step_stdout_file}", "{base}/logs/a.stdout.log"),
+        ("${context.trigger.type}", "scheduler"),
+        ("${context.run.scheduled_at}", "2026-01-02T02:04:05Z"),
+        ("${context.profile.name}", "prod"),
+        ("$FROM_PROFILE", "p"),
+        ("${context.pushback.iteration}", "${context.pushback.iteration}"),
+    ],
+)
+async def test_what_a_run_tells_its_steps(tmp_path: Path, reference: str, value: str) -> None:
+    text = f"env: [FROM_PROFILE: env]\nsteps: [{{name: a, action: log.write, with: {{message: '{reference}'}}}}]"
+    request = make_request(text, tmp_path, schedule_time="2026-01-02T03:04:05+01:00", profile_name="prod")
+    request = replace(request, trigger=TriggerType.SCHEDULER, profile_env={"FROM_PROFILE": "p"})
+    await execute(request, Seen(), Children(), stop=asyncio.Event())
+    assert (tmp_path / "logs" / "a.stdout.log").read_text() == value.replace("{base}", str(tmp_path)) + "\n"

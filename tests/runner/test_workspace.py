@@ -194,8 +194,8 @@ async def test_links_are_removed_and_what_they_point_to_keeps_content_and_mode(t
             (place / f"hard{number}").hardlink_to(outside / "file")
             (place / f"up{number}").symlink_to("../../..")
             os.mkfifo(place / f"pipe{number}")
-        shutil.rmtree(folders.logs)
-        folders.logs.symlink_to(outside)
+        shutil.rmtree(folders.work)
+        folders.work.symlink_to(outside)
     assert not list((tmp_path / "base").iterdir())
     assert (outside / "file").read_text() == "precious"
     assert (outside / "folder").stat().st_mode & 0o777 == 0o750

@@ -1,4 +1,4 @@
-"""`action: dag.run`: a workflow as a step. Its runs are runs of their own, dispatched over the wire.
+"""`action: dag.run` and `dag.enqueue`: a workflow as a step. Its runs are runs of their own.
 
 One call, or one for each item of `parallel`; identical ones share a run. A child's id is derived from its parent, step,
 target and parameters, so that a retried parent finds its children again (protocol, section 2.2).
@@ -10,30 +10,36 @@ import asyncio
 import hashlib
 import json
 import re
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Coroutine, Mapping, Sequence
 from typing import Any
 
+from msgspec import Struct
+
 from secure_dagu.dag import formats
-from secure_dagu.dag.load import load_definition
+from secure_dagu.dag.load import load_definition, name_by_file
 from secure_dagu.dag.model import Dag, Parallel
-from secure_dagu.dag.params import split_words
 from secure_dagu.dag.scope import Layer, Scope
 from secure_dagu.dag.values import FieldMode, resolve, resolve_tree
 from secure_dagu.errors import DefinitionError, NotFound, SecureDaguError
 from secure_dagu.run.machine import Result
 from secure_dagu.run.model import DagRunRef, RunStatus
-from secure_dagu.runner.api import ChildRequest, ChildResult
-from secure_dagu.runner.context import Done, StepContext
+from secure_dagu.runner.api import ChildRequest, ChildResult, Enqueued
+from secure_dagu.runner.context import SUCCESS, Done, StepContext
+from secure_dagu.runner.files import schema_reader
+from secure_dagu.runner.output import raw
 
 MAX_ITEMS = 1000
 _BASE58 = "123456789ABCDEFGHJKLMNPQRSTUVWXYZabcdefghijkmnopqrstuvwxyz"
+_NAME = re.compile(r"[A-Za-z_][A-Za-z0-9_-]*")
+_ITEM = re.compile(r'(?:"[^"]*"|[^\s,;|])+')
+"""A word of a fan-out's text: ends at white space, comma, semicolon or bar, except between double quotes."""
+_INHERITED = (Layer.PROFILE, Layer.PARAMS, Layer.ROOT_ENV, Layer.DOTENV, Layer.SECRETS)
+"""What a child in the same process sees of its parent, weakest first."""
 _DOCUMENT = re.compile(r"(?m)^---[ \t]*(?:#.*)?$|^---(?=[ \t])")
 _HAS_CONTENT = re.compile(r"(?m)^[ \t]*(?!\.\.\.|#|%)[^\s#]")
 
 
-@dataclass(frozen=True, slots=True)
-class Call:
+class Call(Struct, frozen=True):
     """One child to run."""
 
     dag: str
@@ -43,34 +49,79 @@ class Call:
 
 async def execute(context: StepContext) -> Done:
     """Run the children and publish what they published."""
-    step = context.step
-    calls = _calls(context)
-    found: dict[str, tuple[str, Dag]] = {}
-    for name in dict.fromkeys(call.dag for call in calls):
-        found[name] = await _find(context, name)
-    requests = [_request(context, call, *found[call.dag]) for call in dict.fromkeys(calls)]
-    context.changed({"children": [_child_entry(request) for request in requests]})
-    limit = asyncio.Semaphore(step.parallel.max_concurrent if step.parallel else 1)
+    requests = await _requests(context)
     results: list[ChildResult | None] = [None] * len(requests)
-    errors: list[str] = []
 
     async def one(number: int, request: ChildRequest) -> None:
+        results[number] = await context.children.run(request)
+
+    errors = await _for_each(context, requests, one)
+    return _done(context, requests, results, errors)
+
+
+async def enqueue(context: StepContext) -> Done:
+    """Put the children into a queue; whoever takes them from there is not waited for."""
+    requests = await _requests(context)
+    queue = resolve(formats.as_text(context.step.inputs.get("queue") or ""), context.scope, FieldMode.FIELD)
+    results: list[Enqueued | None] = [None] * len(requests)
+
+    async def one(number: int, request: ChildRequest) -> None:
+        results[number] = await context.children.enqueue(request, queue=queue)
+
+    errors = await _for_each(context, requests, one)
+    if context.stop.is_set():
+        return Done(result=Result.ABORTED)
+    runs = [
+        _queued_entry(request, result, is_single=context.step.parallel is None)
+        for request, result in zip(requests, results, strict=True)
+        if result is not None
+    ]
+    if context.step.parallel is not None:
+        _print(context, {"summary": {"total": len(requests), "queued": len(runs)}, "runs": runs})
+    elif runs:
+        _print(context, runs[0])
+    return _failed(context, errors) if errors else SUCCESS
+
+
+async def _requests(context: StepContext) -> list[ChildRequest]:
+    """Return the children of a step, each once, and note them on its node."""
+    found: dict[str, tuple[str, Dag]] = {}
+    requests: dict[str, ChildRequest] = {}
+    for call in _calls(context):
+        if call.dag not in found:
+            found[call.dag] = await _find(context, call.dag)
+        request = _request(context, call, *found[call.dag])
+        requests.setdefault(request.run_id, request)  # whatever its item, the same call is the same child
+    context.changed({"children": [_child_entry(request) for request in requests.values()]})
+    return list(requests.values())
+
+
+async def _for_each(
+    context: StepContext,
+    requests: Sequence[ChildRequest],
+    one: Callable[[int, ChildRequest], Coroutine[Any, Any, None]],
+) -> list[str]:
+    """Do something with every child, as many at a time as the step allows; return what went wrong."""
+    limit = asyncio.Semaphore(context.step.parallel.max_concurrent if context.step.parallel else 1)
+    errors: list[str] = []
+
+    async def limited(number: int, request: ChildRequest) -> None:
         async with limit:
             if context.stop.is_set():
                 return
             try:
-                results[number] = await context.children.run(request)
+                await one(number, request)
             except SecureDaguError as error:  # this child's; the others go on
                 errors.append(str(error))
 
     async with asyncio.TaskGroup() as group:
         running = [
-            group.create_task(one(n, request), name=f"child {request.run_id}") for n, request in enumerate(requests)
+            group.create_task(limited(n, request), name=f"child {request.run_id}") for n, request in enumerate(requests)
         ]
         watch = group.create_task(_cancel_when_stopped(context.stop, running), name="stop children")
         await asyncio.wait(running)
         watch.cancel()
-    return _done(context, requests, results, errors)
+    return errors
 
 
 async def _cancel_when_stopped(stop: asyncio.Event, running: Sequence[asyncio.Task[None]]) -> None:
@@ -84,30 +135,51 @@ def _done(
 ) -> Done:
     if context.stop.is_set():
         return Done(result=Result.ABORTED)
-    entries = [_entry(request, result) for request, result in zip(requests, results, strict=True) if result is not None]
-    failed = [
-        f"{request.dag} {request.run_id} {result.status.word}"
-        for request, result in zip(requests, results, strict=True)
-        if result is not None and not result.status.is_success
-    ]
-    errors = [*errors, *failed]
-    if context.step.parallel is None:
-        outputs = entries[0]["outputs"] if entries else {}
-        text = json.dumps(entries[0], indent=2, ensure_ascii=False) if entries else ""
-    else:
+    ended = [(request, result) for request, result in zip(requests, results, strict=True) if result is not None]
+    entries = [_entry(request, result) for request, result in ended]
+    outputs: Mapping[str, Any] = {}
+    if context.step.parallel is not None:
         good = [entry for entry in entries if entry["status"] in ("succeeded", "partially_succeeded")]
-        summary = {"total": len(requests), "succeeded": len(good), "failed": len(requests) - len(good)}
-        outputs = {"summary": summary, "results": entries, "outputs": [entry["outputs"] for entry in good]}
-        text = json.dumps(outputs, indent=2, ensure_ascii=False)
-    if text:
-        context.stdout(text.encode() + b"\n")
+        failed = len(requests) - len(good) - sum(entry["status"] == "waiting" for entry in entries)
+        summary = {"total": len(requests), "succeeded": len(good), "failed": failed}
+        outputs = {"summary": summary, "results": entries, "outputs": [_published(entry) for entry in good]}
+        _print(context, outputs)
+    elif entries:
+        outputs = _published(entries[0])
+        _print(context, entries[0])
+    errors = [*errors, *(text for request, result in ended if (text := _failure(request, result)))]
     if errors:
-        what = "; ".join(errors[:10])
-        if context.step.parallel is not None:
-            what = f"parallel execution failed with {len(errors)} errors: {what}"
-        return Done(result=Result.FAILED, exit_code=1, error=what, outputs=outputs)
-    partial = any(result.status is RunStatus.PARTIALLY_SUCCEEDED for result in results if result is not None)
+        return _failed(context, errors, outputs)
+    statuses = {result.status for _, result in ended}
+    if RunStatus.WAITING in statuses:
+        return Done(result=Result.WAITING, outputs=outputs)
+    partial = RunStatus.PARTIALLY_SUCCEEDED in statuses
     return Done(result=Result.PARTIAL if partial else Result.SUCCEEDED, exit_code=0, outputs=outputs)
+
+
+def _failure(request: ChildRequest, result: ChildResult) -> str:
+    """Return what went wrong with a child, empty when nothing did."""
+    if result.status.is_success or result.status is RunStatus.WAITING:
+        return ""
+    document = formats.json_container(result.document)
+    why = document.get("error") if isinstance(document, dict) else None
+    text = f"{request.dag} {request.run_id} {result.status.word}"
+    return f"{text}: {str(why).partition(chr(10))[0]}" if why else text
+
+
+def _failed(context: StepContext, errors: Sequence[str], outputs: Mapping[str, Any] | None = None) -> Done:
+    what = "; ".join(errors[:10])
+    if context.step.parallel is not None:
+        what = f"parallel execution failed with {len(errors)} errors: {what}"
+    return Done(result=Result.FAILED, exit_code=1, error=what, outputs=outputs or {})
+
+
+def _print(context: StepContext, value: Mapping[str, Any]) -> None:
+    """Write a result to the step's stdout: JSON with indent 2, and the signs that HTML minds escaped."""
+    text = json.dumps(value, indent=2, ensure_ascii=False)
+    for sign, escape in (("&", "\\u0026"), ("<", "\\u003c"), (">", "\\u003e")):
+        text = text.replace(sign, escape)
+    context.stdout(raw(text + "\n"))
 
 
 def _calls(context: StepContext) -> list[Call]:
@@ -133,17 +205,28 @@ def _target(inputs: Mapping[str, Any], scope: Scope) -> str:
 
 
 def _params(value: Any, scope: Scope) -> str:
-    """Return a child's parameter text: words as authored, anything structured as JSON."""
+    """Return a child's parameter text: words as authored, a map or list as words `name="value"`."""
     if value is None:
         return ""
     if isinstance(value, str):
         return resolve(value, scope, FieldMode.FIELD)
     resolved = resolve_tree(value, scope, FieldMode.FIELD)
-    if isinstance(resolved, list):
-        if not all(isinstance(item, Mapping) for item in resolved):
-            return " ".join(formats.as_text(item) for item in resolved)
-        resolved = {key: item for entry in resolved for key, item in entry.items()}
-    return formats.compact_json({key: formats.as_text(item) for key, item in resolved.items()})
+    entries = [resolved] if isinstance(resolved, Mapping) else resolved if isinstance(resolved, list) else [resolved]
+    words = []
+    for entry in entries:
+        if isinstance(entry, Mapping):
+            words += [f"{name}={_quoted(formats.as_text(item))}" for name, item in entry.items()]
+        else:
+            name, equals, item = formats.as_text(entry).partition("=")
+            words.append(
+                f"{name}={_quoted(item)}" if equals and _NAME.fullmatch(name) else _quoted(f"{name}{equals}{item}")
+            )
+    return " ".join(words)
+
+
+def _quoted(text: str) -> str:
+    escaped = text.replace("\\", "\\\\").replace('"', '\\"')
+    return f'"{escaped}"'
 
 
 def _items(parallel: Parallel, scope: Scope) -> list[Any]:
@@ -161,26 +244,34 @@ def _items(parallel: Parallel, scope: Scope) -> list[Any]:
         return [item if isinstance(item, str | dict) else formats.as_text(item) for item in data]
     if isinstance(data, dict):
         return [data]
-    return [word for word in split_words(re.sub(r"[\n,;|\t]", " ", text)) if word]
+    return [word for found in _ITEM.findall(text) if (word := found.replace('"', ""))]
 
 
 def _request(context: StepContext, call: Call, text: str, child: Dag) -> ChildRequest:
     parent, step = context.request.task.run, context.step
     selector = step.worker_selector if step.worker_selector is not None else child.worker_selector
+    scope = context.scope
+    if call.item:
+        scope = scope.with_env(Layer.ATTEMPT, {**scope.env.layer(Layer.ATTEMPT), "ITEM": call.item})
+    is_local = child.name in context.definition.locals
     return ChildRequest(
         dag=child.name,
+        called=call.dag,
         definition=text,
-        run_id=child_id(parent=parent, step=step.name, dag=child.name, params=call.params),
+        run_id=child_id(parent=parent, step=context.path, dag=child.name, params=call.params),
         parent=parent,
         root=context.request.task.root,
         params=call.params,
         worker_selector={
-            resolve(key, context.scope, FieldMode.FIELD): resolve(value, context.scope, FieldMode.FIELD)
+            resolve(key, scope, FieldMode.FIELD): resolve(value, scope, FieldMode.FIELD)
             for key, value in (selector or {}).items()
         },
         parallel_item=call.item,
+        env={name: value for layer in _INHERITED for name, value in scope.env.layer(layer).items()},
+        secrets=context.secrets,
+        is_local=is_local,
         base_config=context.request.task.base_config,
-        bundle=context.request.task.bundle if child.name in context.definition.locals else None,
+        bundle=context.request.task.bundle if is_local else None,
     )
 
 
@@ -191,8 +282,12 @@ async def _find(context: StepContext, name: str) -> tuple[str, Dag]:
         return _local_text(context.definition.text, name, context.definition.locals), local
     text = await context.children.dag_text(name)
     if text is None:
-        raise NotFound(f"failed to find DAG {name!r}", why="neither this file nor the coordinator has it")
-    return text, load_definition(text, name=name, base_config=context.request.task.base_config, is_child=True).main
+        raise NotFound(f"failed to find DAG {name!r}", why="neither this file nor where the run was started has it")
+    request = context.request
+    reader = schema_reader(*([request.dag_dir] if request.dag_dir else []))
+    base = request.task.base_config
+    child = load_definition(text, name=name_by_file(name), base_config=base, is_child=True, read_schema=reader).main
+    return text, child
 
 
 def _local_text(text: str, name: str, others: Mapping[str, Dag]) -> str:
@@ -225,6 +320,21 @@ def _child_entry(request: ChildRequest) -> dict[str, str]:
     return {key: value for key, value in entry.items() if value}
 
 
+def _queued_entry(request: ChildRequest, result: Enqueued, *, is_single: bool) -> dict[str, Any]:
+    entry: dict[str, Any] = {
+        "name": request.dag,
+        "dagRunId": request.run_id,
+        "params": request.params,
+        "queue": result.queue,
+        "status": "queued",
+    }
+    if request.parallel_item and not is_single:
+        entry["parallelItem"] = request.parallel_item
+    if result.already_exists and not is_single:
+        entry["alreadyExists"] = True
+    return entry
+
+
 def _entry(request: ChildRequest, result: ChildResult) -> dict[str, Any]:
     """Return what a child amounts to, as the step's output shows it."""
     variables, values = child_outputs(result.document)
@@ -232,12 +342,17 @@ def _entry(request: ChildRequest, result: ChildResult) -> dict[str, Any]:
         "name": request.dag,
         "dagRunId": request.run_id,
         "params": request.params,
-        "outputs": {**variables, **values},
+        "outputs": variables,
     }
     if values:
         entry["outputValues"] = values
     entry["status"] = result.status.word
     return entry
+
+
+def _published(entry: Mapping[str, Any]) -> Mapping[str, Any]:
+    """Return everything that a child published, by name."""
+    return {**entry["outputs"], **entry.get("outputValues", {})}
 
 
 def child_outputs(document: str) -> tuple[dict[str, str], dict[str, Any]]:
