@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import AsyncIterator, Mapping, Sequence
 from datetime import datetime, timedelta
+from enum import IntEnum
 from typing import Protocol
 
 from secure_dagu.dispatch.model import (
@@ -34,6 +35,7 @@ from secure_dagu.dispatch.model import (
     WorkerInfo,
     WorkerStats,
 )
+from secure_dagu.dispatch.operating import LinkView, ListedRun, LogPage, RunFilter, Window, WorkerView
 from secure_dagu.run.model import AttemptKey, DagRunRef
 
 
@@ -126,6 +128,16 @@ class RunReports(Protocol):
         """List root runs, newest first (our own extension)."""
         ...
 
+    async def find_runs(
+        self, caller: Caller, wanted: RunFilter, *, limit: int, before: tuple[int, str] | None
+    ) -> Sequence[ListedRun]:
+        """Return root runs that match, newest attempt first, behind (at, ident) of `before` (our own extension)."""
+        ...
+
+    async def count_runs(self, caller: Caller, *, since: datetime, until: datetime | None) -> Mapping[int, int]:
+        """Return how many root runs, by the status of their latest attempt of that time (our own extension)."""
+        ...
+
     def follow(self, caller: Caller, *, run: DagRunRef, with_logs: bool) -> AsyncIterator[RunEvent]:
         """Yield status documents and log bytes as they arrive, to the end of the run (our own extension).
 
@@ -136,6 +148,14 @@ class RunReports(Protocol):
 
     def read_log(self, caller: Caller, *, run: DagRunRef, step: str, stream: int, offset: int) -> AsyncIterator[bytes]:
         """Yield a stored log from `offset` to its present end (our own extension)."""
+        ...
+
+    async def log_page(self, caller: Caller, *, run: DagRunRef, step: str, stream: int, window: Window) -> LogPage:
+        """Return some lines of a stored log, at most 4 MiB (our own extension).
+
+        Raises:
+            NotFound: no such run, or nothing was written.
+        """
         ...
 
     async def artifacts(self, caller: Caller, *, run: DagRunRef) -> Sequence[ArtifactInfo]:
@@ -221,7 +241,43 @@ class SharedState(Protocol):
         ...
 
 
-class Coordinator(TaskDesk, RunReports, Bundles, SharedState, Protocol):
+class Announced(IntEnum):
+    """What a worker says of itself, with the wire's numbers."""
+
+    WORKING = 1
+    DRAINING = 2
+    """It takes no more tasks and finishes what it runs."""
+    LEAVING = 3
+
+
+class Machines(Protocol):
+    """Look at workers and links, and hold workers (our own extension)."""
+
+    async def announce(self, caller: Caller, *, version: str, presence: Announced) -> None:
+        """Take a worker's own word, after a heartbeat that was accepted."""
+        ...
+
+    async def fleet(self, caller: Caller) -> Sequence[WorkerView]:
+        """Return all known workers by id with what their certificates prove, those lost within a day too."""
+        ...
+
+    async def drain(self, caller: Caller, *, worker: WorkerId, draining: bool) -> None:
+        """Give a worker no new task, or give it tasks again; what it runs goes on. Kept over a restart.
+
+        Args:
+            worker: its id, or the name in its certificate, which covers `name@…` too.
+
+        Raises:
+            NotFound: no such worker.
+        """
+        ...
+
+    async def links(self, caller: Caller) -> Sequence[LinkView]:
+        """Return the live connections, oldest first."""
+        ...
+
+
+class Coordinator(TaskDesk, RunReports, Bundles, SharedState, Machines, Protocol):
     """Everything one coordinator answers, whether it is in this process or at the other end of a link."""
 
 

@@ -7,10 +7,12 @@ exists only in the claim that travels to the worker and back.
 from __future__ import annotations
 
 import hmac
-from dataclasses import dataclass, replace
 from datetime import datetime, timedelta
 from hashlib import sha256
 from typing import assert_never
+
+from msgspec import Struct
+from msgspec.structs import replace
 
 from secure_dagu.dispatch.api import LEASE_FOR
 from secure_dagu.dispatch.model import ClaimToken, Phase, WorkerId
@@ -27,8 +29,7 @@ def token_hash(token: ClaimToken) -> str:
     return sha256(token.encode()).hexdigest()
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class TaskState:
+class TaskState(Struct, frozen=True, kw_only=True):
     """Who holds a task, and until when. `worker`, `token` and `until` are empty while it is queued."""
 
     phase: Phase = Phase.QUEUED
@@ -57,8 +58,7 @@ class TaskState:
         return self.phase in (Phase.ENDED, Phase.LOST)
 
 
-@dataclass(frozen=True, slots=True)
-class Offered:
+class Offered(Struct, frozen=True):
     """A poller of `worker` is handed the task; `token` is a hash of a fresh random token."""
 
     worker: WorkerId
@@ -66,59 +66,59 @@ class Offered:
     until: datetime
 
 
-@dataclass(frozen=True, slots=True)
-class Withdrawn:
+class Withdrawn(Struct, frozen=True):
     """The offer never reached its poller: no delivery is spent."""
 
     token: str
 
 
-@dataclass(frozen=True, slots=True)
-class Acknowledged:
+class Acknowledged(Struct, frozen=True):
     """The worker takes the offer."""
 
     worker: WorkerId
     token: str
 
 
-@dataclass(frozen=True, slots=True)
-class Renewed:
+class Renewed(Struct, frozen=True):
     """The worker says that it still runs the task."""
 
     worker: WorkerId
 
 
-@dataclass(frozen=True, slots=True)
-class Expired:
+class Expired(Struct, frozen=True):
     """The clock has passed `until`."""
 
 
-@dataclass(frozen=True, slots=True)
-class Finished:
+class Finished(Struct, frozen=True):
     """The holder has reported the end of the run."""
 
     worker: WorkerId
     status: RunStatus
 
 
-@dataclass(frozen=True, slots=True)
-class CancelRequested:
+class CancelRequested(Struct, frozen=True):
     """Somebody who may wants the run to stop."""
 
 
-@dataclass(frozen=True, slots=True)
-class GivenUp:
+class GivenUp(Struct, frozen=True):
     """Nobody who could run the task has been there for too long."""
 
 
-@dataclass(frozen=True, slots=True)
-class Resumed:
+class Resumed(Struct, frozen=True):
     """A coordinator has just started, or was away: silence until now was its own."""
 
     until: datetime
 
 
-Event = Offered | Withdrawn | Acknowledged | Renewed | Expired | Finished | CancelRequested | GivenUp | Resumed
+class Released(Struct, frozen=True):
+    """The holder may not hold anything any more, such as after its certificate was revoked: the task is handed on."""
+
+    worker: WorkerId
+
+
+Event = (
+    Offered | Withdrawn | Acknowledged | Renewed | Expired | Finished | CancelRequested | GivenUp | Resumed | Released
+)
 
 _UNCLAIMED = (Phase.QUEUED, Phase.OFFERED)
 
@@ -165,6 +165,13 @@ def advance(task: TaskState, event: Event, now: datetime) -> TaskState:
             return replace(task, until=until)
         case Resumed():
             return task
+        case Released(worker) if task.phase in (Phase.LEASED, Phase.OFFERED) and worker == task.worker:
+            if task.cancelling:
+                return _ended(task, RunStatus.ABORTED)
+            spent = task.deliveries + 1
+            if spent >= MAX_DELIVERIES:
+                return _ended(replace(task, deliveries=spent), RunStatus.FAILED)
+            return _queued(replace(task, deliveries=spent))
         case _:
             raise _refusal(event)
 
@@ -191,7 +198,7 @@ def _refusal(event: Event) -> Conflict:
     match event:
         case Offered() | Withdrawn() | Acknowledged():
             return StaleClaim("claim not found or expired", fix="poll again")
-        case Renewed() | Finished() | Expired():
+        case Renewed() | Finished() | Expired() | Released():
             return LeaseLost("stale attempt: lease no longer active", fix="stop the run; its outcome is decided")
         case CancelRequested() | GivenUp() | Resumed():
             return Conflict(f"{type(event).__name__} does not apply to this task", fix="read it again")

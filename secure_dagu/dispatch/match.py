@@ -8,13 +8,17 @@ from __future__ import annotations
 
 import heapq
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from dataclasses import dataclass
-from typing import Generic, TypeVar
+from functools import lru_cache
+from typing import Final, Generic, TypeVar
+
+from msgspec import Struct
 
 from secure_dagu.dispatch.model import Task, WorkerId
 from secure_dagu.run.model import AttemptKey
 
 Labels = frozenset[tuple[str, str]]
+TENANT_LABEL: Final = "secure-dagu/tenant"
+"""The label that says whose machine a worker is: such a worker takes the tasks of that tenant and no other."""
 
 
 def label_set(labels: Mapping[str, str]) -> Labels:
@@ -22,20 +26,29 @@ def label_set(labels: Mapping[str, str]) -> Labels:
     return frozenset(labels.items())
 
 
-@dataclass(frozen=True, slots=True)
-class Demand:
-    """What a task asks of a worker: every selector pair among its labels, and its id if one is named."""
+class Demand(Struct, frozen=True):
+    """What a task asks of a worker: every selector pair among its labels, its tenant, and its id if one is named."""
 
     selector: Labels
     target: WorkerId | None
 
     def is_met_by(self, worker: WorkerId, labels: Labels) -> bool:
-        """Tell whether this worker may take the task (protocol, section 3.4, "Matching"): exact, case-sensitive."""
-        return (self.target is None or self.target == worker) and self.selector <= labels
+        """Tell whether this worker may take the task (protocol, section 3.4, "Matching"): exact, case-sensitive.
+
+        A worker of a tenant takes only tasks that name it: one without a tenant could run anybody's code there (T07).
+        """
+        if self.target is not None and self.target != worker:
+            return False
+        return self.selector <= labels and _tenants(labels) <= self.selector
 
     def __str__(self) -> str:
         pairs = [f"{key}={value}" for key, value in sorted(self.selector)]
         return ", ".join(pairs + ([f"worker {self.target}"] if self.target is not None else [])) or "any labels"
+
+
+@lru_cache(maxsize=4096)
+def _tenants(labels: Labels) -> Labels:
+    return frozenset(pair for pair in labels if pair[0] == TENANT_LABEL)
 
 
 def demand_of(task: Task) -> Demand:
@@ -84,6 +97,14 @@ class Backlog:
                 if best is None or head < best:
                     best = head
         return None if best is None else best[1]
+
+    def count(self, demand: Demand) -> int:
+        """Return how many tasks of one demand wait."""
+        return self._counts.get(demand, 0)
+
+    def oldest_of(self, demand: Demand) -> AttemptKey:
+        """Return the longest waiting task of a demand, which must be one of `demands`."""
+        return self._head(self._heaps[demand], demand)[1]
 
     def demands(self) -> Iterable[Demand]:
         """Return the different demands of the queued tasks."""
@@ -169,6 +190,13 @@ class Waiters(Generic[W]):
     def meets(self, demand: Demand) -> bool:
         """Tell whether a waiting poll could take a task of this demand."""
         return any(demand.is_met_by(worker, labels) for worker, labels in self._groups)
+
+    def take_of(self, of: Callable[[WorkerId], bool]) -> list[W]:
+        """Take out the polls of some workers."""
+        taken = [(*group, waiter) for group, waiters in self._groups.items() if of(group[0]) for waiter in waiters]
+        for worker, labels, waiter in taken:
+            self.remove(worker, labels, waiter)
+        return [waiter for _, _, waiter in taken]
 
     def take_all(self) -> list[W]:
         """Take out every poll: the coordinator is going away."""

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
 from datetime import datetime
 from enum import Enum, IntEnum, StrEnum
 from typing import NewType
+
+from msgspec import Struct, field
 
 from secure_dagu.run.model import AttemptId, AttemptKey, DagRunRef
 
@@ -28,8 +29,7 @@ class Role(StrEnum):
     ANONYMOUS = "anonymous"
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Caller:
+class Caller(Struct, frozen=True, kw_only=True):
     """Who makes a call, as the wall above has established it.
 
     `worker` is the worker id that this call acts as: checked against the certificate when `proven`, merely claimed over
@@ -40,6 +40,14 @@ class Caller:
     name: str
     proven: bool
     worker: WorkerId | None = None
+    identity: str = ""
+    """The whole identity URI; empty over an unproven link."""
+    serial: str = ""
+    """Of the certificate that proves it, lower-case hex."""
+    address: str = ""
+    """Remote `host:port`."""
+    tenants: frozenset[str] = frozenset()
+    """The tenants that a dispatcher's or coordinator's certificate grants (`security.policy`)."""
 
 
 class Operation(IntEnum):
@@ -50,8 +58,7 @@ class Operation(IntEnum):
     RETRY = 2
 
 
-@dataclass(frozen=True, slots=True)
-class Owner:
+class Owner(Struct, frozen=True):
     """The coordinator that served a poll: target of all follow-up calls of the task."""
 
     id: str
@@ -64,8 +71,7 @@ class Owner:
         return f"[{self.host}]:{self.port}" if ":" in self.host else f"{self.host}:{self.port}"
 
 
-@dataclass(frozen=True, slots=True)
-class BundleRef:
+class BundleRef(Struct, frozen=True):
     """A workspace bundle that a task needs (protocol, section 7). `digest` is SHA-256, 64 lower-case hex digits."""
 
     digest: str
@@ -75,8 +81,7 @@ class BundleRef:
     resolved_ref: str = ""
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Task:
+class Task(Struct, frozen=True, kw_only=True):
     """One DAG-run attempt as offered to workers (protocol, section 1.5, Task).
 
     `attempt_id` and `attempt_key` are empty on the way in and set by the coordinator at Dispatch.
@@ -115,8 +120,7 @@ class Task:
         return self.parent is None and self.root == self.run
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Claim:
+class Claim(Struct, frozen=True, kw_only=True):
     """A task handed to a poller and not yet acknowledged. Without a token the worker skips the acknowledgement."""
 
     task: Task
@@ -135,8 +139,7 @@ class Phase(Enum):
     LOST = "lost"
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class RunningTask:
+class RunningTask(Struct, frozen=True, kw_only=True):
     """What a worker says it is running (protocol, section 1.5, RunningTask)."""
 
     run: DagRunRef
@@ -146,8 +149,7 @@ class RunningTask:
     started_at: datetime
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class WorkerStats:
+class WorkerStats(Struct, frozen=True, kw_only=True):
     """Capacity and load of a worker as of its last heartbeat."""
 
     total_pollers: int = 0
@@ -164,8 +166,7 @@ class WorkerHealth(IntEnum):
     UNHEALTHY = 3
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class WorkerInfo:
+class WorkerInfo(Struct, frozen=True, kw_only=True):
     """One worker as the coordinator sees it now."""
 
     worker: WorkerId
@@ -184,8 +185,7 @@ class LogStream(IntEnum):
     SCHEDULER = 3
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class StreamIdentity:
+class StreamIdentity(Struct, frozen=True, kw_only=True):
     """Under whose authority an upload stream writes: constant from its first message to its last."""
 
     worker: WorkerId
@@ -197,8 +197,7 @@ class StreamIdentity:
     owner_id: str = ""
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class LogPart:
+class LogPart(Struct, frozen=True, kw_only=True):
     """One piece of a log stream. `offset` None means append mode (protocol, section 5.4)."""
 
     step: str
@@ -208,8 +207,7 @@ class LogPart:
     is_final: bool
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class ArtifactPart:
+class ArtifactPart(Struct, frozen=True, kw_only=True):
     """One piece of an artifact file; `path` is relative, `/`-separated and not yet trusted."""
 
     path: str
@@ -217,16 +215,14 @@ class ArtifactPart:
     is_final: bool
 
 
-@dataclass(frozen=True, slots=True)
-class Uploaded:
+class Uploaded(Struct, frozen=True):
     """What a finished upload stream amounted to."""
 
     chunks: int
     size_bytes: int
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Verdict:
+class Verdict(Struct, frozen=True, kw_only=True):
     """An in-band answer: accepted, or refused with a reason that the protocol names."""
 
     accepted: bool
@@ -236,8 +232,7 @@ class Verdict:
 ACCEPTED = Verdict(accepted=True)
 
 
-@dataclass(frozen=True, slots=True)
-class StateRef:
+class StateRef(Struct, frozen=True):
     """Address of one shared value (protocol, section 8.1)."""
 
     scope: str
@@ -245,8 +240,7 @@ class StateRef:
     key: str
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class StateSource:
+class StateSource(Struct, frozen=True, kw_only=True):
     """Who says it wrote a shared value."""
 
     dag_name: str = ""
@@ -255,8 +249,7 @@ class StateSource:
     step: str = ""
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class StateEntry:
+class StateEntry(Struct, frozen=True, kw_only=True):
     """One shared value: compact JSON with a version from 1 and the SHA-256 hex of the value."""
 
     ref: StateRef
@@ -268,8 +261,7 @@ class StateEntry:
     updated_by: StateSource = field(default_factory=StateSource)
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class SecretRequest:
+class SecretRequest(Struct, frozen=True, kw_only=True):
     """A worker asks for one managed secret under a lease (protocol, section 8.4)."""
 
     name: str
@@ -280,8 +272,7 @@ class SecretRequest:
     attempt_id: AttemptId
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class RunSummary:
+class RunSummary(Struct, frozen=True, kw_only=True):
     """One line of a run list, newest attempt. Times are None when not reached."""
 
     run: DagRunRef
@@ -294,8 +285,7 @@ class RunSummary:
     finished_at: datetime | None
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class RunEvent:
+class RunEvent(Struct, frozen=True, kw_only=True):
     """What a follower of a run sees: a new status document, a piece of log, or both absent on a keep-alive."""
 
     status: str = ""
@@ -305,8 +295,7 @@ class RunEvent:
     """True on the last event: terminal status sent and every log byte delivered."""
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class ArtifactInfo:
+class ArtifactInfo(Struct, frozen=True, kw_only=True):
     """One stored artifact file."""
 
     path: str

@@ -7,8 +7,9 @@ fly takes its run id as its attempt id, as in-process children do, so that it ca
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from enum import Enum
+
+from msgspec import Struct
 
 from secure_dagu.dispatch.model import WorkerId
 from secure_dagu.run.model import AttemptId, AttemptKey, DagRunRef, RunStatus, attempt_key
@@ -18,8 +19,7 @@ SUPERSEDED = "stale attempt: superseded by newer attempt"
 ALREADY_OVER = "stale attempt: run already terminal"
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Reported:
+class Reported(Struct, frozen=True, kw_only=True):
     """Who a status document says it is about."""
 
     worker: WorkerId
@@ -46,8 +46,7 @@ class Reported:
         return self.claim_key or self.attempt_key or self.derived_key
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Held:
+class Held(Struct, frozen=True, kw_only=True):
     """The task behind the claim key, if the coordinator still has it."""
 
     key: AttemptKey
@@ -59,8 +58,7 @@ class Held:
     """True while the worker's lease has not expired."""
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Stored:
+class Stored(Struct, frozen=True, kw_only=True):
     """The latest attempt of the reported run, as stored."""
 
     key: AttemptKey
@@ -82,8 +80,7 @@ class Accept(Enum):
     """The same end again: nothing changes."""
 
 
-@dataclass(frozen=True, slots=True)
-class Refuse:
+class Refuse(Struct, frozen=True):
     """The in-band refusal and its text."""
 
     error: str

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 from itertools import count
 
@@ -10,6 +9,7 @@ import pytest
 from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule
+from msgspec.structs import replace
 
 from secure_dagu.dispatch.api import CLAIM_FOR, LEASE_FOR
 from secure_dagu.dispatch.machine import (
@@ -21,6 +21,7 @@ from secure_dagu.dispatch.machine import (
     Finished,
     GivenUp,
     Offered,
+    Released,
     Renewed,
     Resumed,
     TaskState,
@@ -83,6 +84,18 @@ def test_cancelling_ends_what_nobody_runs_and_marks_what_somebody_does() -> None
     assert advance(ENDED, CancelRequested(), NOW) is ENDED
 
 
+def test_what_a_released_worker_held_is_queued_again_and_no_longer_its() -> None:
+    for task in (OFFERED, LEASED):
+        after = advance(task, Released(W1), NOW)
+        assert after == TaskState(deliveries=1)
+        with pytest.raises(LeaseLost):
+            advance(after, Finished(W1, RunStatus.SUCCEEDED), NOW)
+    last = advance(replace(LEASED, deliveries=MAX_DELIVERIES - 1), Released(W1), NOW)
+    assert (last.phase, last.status) == (Phase.ENDED, RunStatus.FAILED)
+    stopping = advance(replace(LEASED, cancelling=True), Released(W1), NOW)
+    assert (stopping.phase, stopping.status) == (Phase.ENDED, RunStatus.ABORTED)
+
+
 def test_a_stall_moves_deadlines_and_nothing_else() -> None:
     assert shifted(LEASED, timedelta(seconds=5)) == replace(LEASED, until=NOW + timedelta(seconds=35))
     assert shifted(QUEUED, timedelta(seconds=5)) is QUEUED
@@ -112,6 +125,9 @@ def test_a_stall_moves_deadlines_and_nothing_else() -> None:
         (LEASED, Acknowledged(W2, "t1"), NOW, StaleClaim),
         (LEASED, Acknowledged(W1, "t1"), LATER, StaleClaim),
         (LEASED, Withdrawn("t1"), NOW, StaleClaim),
+        (QUEUED, Released(WorkerId("")), NOW, LeaseLost),
+        (LEASED, Released(W2), NOW, LeaseLost),
+        (ENDED, Released(W1), NOW, LeaseLost),
         (ENDED, Renewed(W1), NOW, LeaseLost),
         (ENDED, Expired(), LATER, LeaseLost),
         (LOST, Finished(W1, RunStatus.SUCCEEDED), NOW, LeaseLost),
