@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import json
-from dataclasses import dataclass, fields
 from typing import Any
+
+from msgspec import Struct
+from msgspec.structs import fields
 
 from secure_dagu.dispatch.model import BundleRef, Operation, Task, WorkerId
 from secure_dagu.run.model import AttemptId, AttemptKey, DagRunRef
@@ -16,8 +18,7 @@ _PLAIN = (
 )  # fmt: skip
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class SecretGrant:
+class SecretGrant(Struct, frozen=True, kw_only=True):
     """What managed secrets a task may ask for, settled when it was dispatched (gap G23)."""
 
     workspace: str

@@ -8,6 +8,7 @@ from hashlib import sha256
 
 import structlog
 
+from secure_dagu.audit.events import Action, Detail, Trail, by
 from secure_dagu.coordinator.ledger import Ledger, is_limited
 from secure_dagu.dispatch.api import Clock
 from secure_dagu.dispatch.model import BundleRef, Caller, Verdict
@@ -27,18 +28,22 @@ _OUT = metrics.BUNDLE_BYTES.labels("out")
 class BundleShelf:
     """Implement `dispatch.api.Bundles`."""
 
-    def __init__(self, *, store: Store, blobs: Blobs, ledger: Ledger, clock: Clock, max_total: int) -> None:
+    def __init__(
+        self, *, store: Store, blobs: Blobs, ledger: Ledger, clock: Clock, trail: Trail, max_total: int
+    ) -> None:
         """Take the shelf. `max_total`: bytes that all bundles together may take; a put beyond is refused in-band."""
         self._store = store
         self._blobs = blobs
         self._ledger = ledger
         self._clock = clock
+        self._trail = trail
         self._max_total = max_total
 
     async def put(self, caller: Caller, bundle: BundleRef, data: AsyncIterator[bytes]) -> Verdict:
         """Store an archive (`Bundles.put`)."""
         digest = checked_digest(bundle.digest)
         if self._blobs.has_bundle(digest):
+            self._trail.note(by(caller, Action.BUNDLE_STORED, f"bundle:{digest}", reason="it was there"))
             return Verdict(accepted=True)
         room = self._max_total - await self._store.bundle_bytes()
         file = self._blobs.new_bundle(digest)
@@ -57,6 +62,9 @@ class BundleShelf:
                 )
             if summed.hexdigest() != digest:
                 return Verdict(accepted=False, error="workspace bundle digest mismatch")
+            await self._trail.record(
+                by(caller, Action.BUNDLE_STORED, f"bundle:{digest}", details={Detail.SIZE: file.size})
+            )
             file.keep()
         finally:
             file.close()
@@ -69,6 +77,7 @@ class BundleShelf:
     async def has(self, caller: Caller, digest: str) -> bool:
         """Tell whether the archive is stored (`Bundles.has`)."""
         self._check(caller, checked_digest(digest))
+        self._trail.note(by(caller, Action.BUNDLE_READ, f"bundle:{digest}"))
         return self._blobs.has_bundle(digest)
 
     async def get(self, caller: Caller, digest: str) -> AsyncIterator[bytes]:
@@ -78,6 +87,7 @@ class BundleShelf:
             fd = self._blobs.read_bundle(digest)
         except NotFound:
             raise NotFound(f"workspace bundle not found: {digest}", fix="dispatch the run again") from None
+        self._trail.note(by(caller, Action.BUNDLE_READ, f"bundle:{digest}"))
         try:
             offset = 0
             while piece := os.pread(fd, PIECE, offset):

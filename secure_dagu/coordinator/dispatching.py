@@ -4,17 +4,19 @@ from __future__ import annotations
 
 import secrets
 from collections.abc import Callable
-from dataclasses import replace
 from datetime import datetime
 
 import structlog
+from msgspec.structs import replace
 
+from secure_dagu.audit.events import Action, Detail, Trail, by, recorded, run_target
 from secure_dagu.coordinator import bodies, documents, intake
 from secure_dagu.coordinator.attempts import as_known
 from secure_dagu.coordinator.board import NO_MATCH, NO_WORKER, Board
 from secure_dagu.coordinator.bodies import SecretGrant
 from secure_dagu.coordinator.finisher import Finisher
 from secure_dagu.coordinator.ledger import Entry, Ledger, is_limited
+from secure_dagu.coordinator.tenants import Tenants
 from secure_dagu.dispatch.api import Clock
 from secure_dagu.dispatch.machine import TaskState
 from secure_dagu.dispatch.match import demand_of
@@ -29,6 +31,8 @@ from secure_dagu.errors import (
     Unavailable,
 )
 from secure_dagu.run.model import AttemptId, RunStatus, attempt_key
+from secure_dagu.security.grants import TENANT
+from secure_dagu.security.policy import tenant_of
 from secure_dagu.store.api import AttemptRow, NewAttempt, Store
 from secure_dagu.telemetry import metrics
 
@@ -51,6 +55,8 @@ class Dispatching:
         known_text: Callable[[str], str | None],
         finisher: Finisher,
         clock: Clock,
+        trail: Trail,
+        tenants: Tenants,
         max_pending: int,
     ) -> None:
         """Take what it works on. `known_text` reads a definition of the DAG directory by name."""
@@ -61,6 +67,8 @@ class Dispatching:
         self._known_text = known_text
         self._finisher = finisher
         self._clock = clock
+        self._trail = trail
+        self._tenants = tenants
         self._max_pending = max_pending
         self._place = 0
 
@@ -90,6 +98,7 @@ class Dispatching:
         if self._board.is_closing:
             raise Unavailable("the coordinator is closing", fix="try another one")
         holder = self._parent_entry(caller, task) if is_limited(caller) else None
+        task = await self._tenants.placed(caller, task)
         if admission_token.strip():
             raise PreconditionFailed(
                 "failed to enqueue task: dispatch admission not found", why="this coordinator keeps no admissions"
@@ -106,7 +115,7 @@ class Dispatching:
             latest = await self._store.latest(run=task.run, root=task.root)
             ready = await self._prepared(task, latest, previous)
             try:
-                return await self._finisher.finish(self._enter(ready, facts, latest, holder))
+                return await self._finisher.finish(self._enter(caller, ready, facts, latest, holder))
             except Conflict as error:
                 if isinstance(error, PreconditionFailed) or self._ledger.of_run(run=task.run, root=task.root) is None:
                     raise  # another coordinator on the same store was faster: the caller reads again
@@ -153,7 +162,9 @@ class Dispatching:
         key = attempt_key(root=task.root, run=task.run, attempt_id=attempt_id)
         return replace(task, attempt_id=attempt_id, attempt_key=key)
 
-    async def _enter(self, task: Task, facts: intake.Facts, latest: AttemptRow | None, holder: Entry | None) -> Task:
+    async def _enter(
+        self, caller: Caller, task: Task, facts: intake.Facts, latest: AttemptRow | None, holder: Entry | None
+    ) -> Task:
         now = self._clock.now()
         labels = intake.labels_of(facts, task)
         # The cached text, so that a thousand waiting runs of one DAG hold it once.
@@ -161,17 +172,24 @@ class Dispatching:
         grant = intake.grant_of(facts, labels)
         if holder is not None:
             grant = await self._inherited(grant, task, holder)
-        row = _new_row(task, labels, now)
-        document = documents.text_of(documents.initial(task, labels=labels, now=now))
+        tenant = tenant_of(task.worker_selector)
+        stored = (*labels, f"{TENANT}={tenant}") if tenant else labels
+        row = _new_row(task, stored, now)
+        document = documents.text_of(documents.initial(task, labels=stored, now=now))
         self._place = place = self._place + 1
         entry = new_entry(task, row, state=TaskState(), place=place, at=now)
         entry.task = task
-        await self._store.add_attempt(
-            NewAttempt(
-                row=row, document=document, body=bodies.to_json(task, grant), place=place,
-                supersedes=latest.key if latest is not None else None,
-            )
+        event = by(
+            caller, Action.TASK_DISPATCHED, run_target(task.run),
+            details={Detail.ROOT: str(task.root), Detail.ATTEMPT: task.attempt_id},
         )  # fmt: skip
+        async with recorded(self._trail, event):
+            await self._store.add_attempt(
+                NewAttempt(
+                    row=row, document=document, body=bodies.to_json(task, grant), place=place,
+                    supersedes=latest.key if latest is not None else None,
+                )
+            )  # fmt: skip
         if holder is not None:
             holder.children += 1
         self._ledger.add(entry)

@@ -9,6 +9,8 @@ from datetime import UTC, datetime
 from typing import Any
 
 from secure_dagu.dispatch.model import LogStream, Task
+from secure_dagu.dispatch.operating import Waiting, in_lists
+from secure_dagu.dispatch.queueing import as_fields, conditions
 from secure_dagu.errors import InvalidRequest
 from secure_dagu.run.model import DagRunRef, RunStatus, StepStatus
 
@@ -58,6 +60,11 @@ def _no_constant(name: str) -> None:
 def text_of(document: Document) -> str:
     """Return the document as compact JSON."""
     return _encode(document)
+
+
+def summary_of(document: Document) -> str:
+    """Return the document as lists show it, as compact JSON."""
+    return _encode(in_lists(document))
 
 
 def word(document: Document, key: str) -> str:
@@ -139,6 +146,11 @@ def initial(task: Task, *, labels: tuple[str, ...], now: datetime) -> Document:
         if value:
             document[key] = value
     return document
+
+
+def waiting(text: str, reason: Waiting, now: datetime) -> str:
+    """Return a document with why its run waits."""
+    return _encode({**parse(text), "conditions": [as_fields(one) for one in conditions(reason, now)]})
 
 
 def ended(document: Document, status: RunStatus, *, error: str, now: datetime) -> Document:

@@ -80,6 +80,7 @@ class Endings:
                     key=row.key, revision=row.revision, document=documents.text_of(document), claim_key=row.claim_key,
                     status=int(status), worker=row.worker, archive=row.archive, error=error[: documents.MAX_ERROR],
                     started_at=row.started_at, finished_at=int(now.timestamp() * 1000), ends_task=True,
+                    summary=documents.summary_of(document),
                 )
             )  # fmt: skip
         except Conflict:

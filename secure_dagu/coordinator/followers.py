@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import os
-from collections.abc import AsyncIterator, Iterable, Iterator
+from collections.abc import AsyncGenerator, Iterable, Iterator
 
 from secure_dagu.coordinator import documents
 from secure_dagu.dispatch.model import LogPart, LogStream, RunEvent
@@ -81,7 +81,7 @@ class Changes:
 
 async def follow(
     run: DagRunRef, *, with_logs: bool, store: Store, blobs: Blobs, changes: Changes
-) -> AsyncIterator[RunEvent]:
+) -> AsyncGenerator[RunEvent, None]:
     """Yield what happens to the latest attempt of a run, from its beginning to its end (`RunReports.follow`)."""
     row = await store.find(run)
     if row is None:

@@ -9,9 +9,11 @@ import asyncio
 import re
 from collections import OrderedDict
 from collections.abc import Iterable, Iterator
-from dataclasses import dataclass, replace
 from hashlib import sha256
 from typing import Protocol
+
+from msgspec import Struct
+from msgspec.structs import replace
 
 from secure_dagu.coordinator.bodies import SecretGrant
 from secure_dagu.coordinator.documents import MAX_DOCUMENT_BYTES, Document, number, parse, reference, word
@@ -19,6 +21,7 @@ from secure_dagu.dag.model import Dag, DagType, Definition, Step
 from secure_dagu.dispatch.model import Operation, Task
 from secure_dagu.errors import DefinitionError, InvalidRequest, PreconditionFailed, SecureDaguError
 from secure_dagu.run.model import DagRunRef, RunStatus
+from secure_dagu.security.grants import is_reserved
 from secure_dagu.store.api import AttemptRow
 
 MAX_DAG_NAME = 40
@@ -49,8 +52,7 @@ class LoadDefinition(Protocol):
         ...
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Facts:
+class Facts(Struct, frozen=True, kw_only=True):
     """What the coordinator needs of a definition that loads; the parsed whole is fifty times its text, so it goes."""
 
     text: str
@@ -235,9 +237,13 @@ def check_continues(document: Document, task: Task) -> None:
 
 
 def labels_of(facts: Facts, task: Task) -> tuple[str, ...]:
-    """Return the effective run labels: those of the definition, then those of the request, each once."""
+    """Return the effective run labels: those of the definition, then those of the request, each once.
+
+    Labels with the reserved prefix are left out: nobody but this coordinator says whose a run is.
+    """
     given = (label.strip() for label in task.labels.split(","))
-    labels = tuple(dict.fromkeys((*facts.labels, *(label for label in given if label))))
+    every = (*facts.labels, *(label for label in given if label))
+    labels = tuple(dict.fromkeys(label for label in every if not is_reserved(label)))
     check_labels(labels)
     return labels
 

@@ -8,9 +8,11 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, field
 from datetime import datetime, timedelta
 from typing import TypeVar
+
+from msgspec import Struct, field
+from msgspec.structs import replace
 
 from secure_dagu.dispatch.api import LEASE_FOR
 from secure_dagu.dispatch.machine import TaskState
@@ -24,11 +26,12 @@ HEALTHY_FOR = timedelta(seconds=5)
 WARNING_FOR = timedelta(seconds=15)
 _K = TypeVar("_K")
 MAX_WORKERS = 10_000
+MAX_LOST = 1_000
+REMEMBER_LOST = timedelta(days=1)
 MAX_WARNINGS = 100
 
 
-@dataclass(slots=True, kw_only=True)
-class KnownAttempt:
+class KnownAttempt(Struct, kw_only=True):
     """An attempt that reports under a task: what the next report is judged on, without reading the store."""
 
     key: AttemptKey
@@ -43,8 +46,7 @@ class KnownAttempt:
     warned: set[str] = field(default_factory=set)
 
 
-@dataclass(slots=True, kw_only=True, eq=False)
-class Entry:
+class Entry(Struct, kw_only=True, eq=False):
     """One task that has not ended."""
 
     key: AttemptKey
@@ -64,6 +66,8 @@ class Entry:
     attempts: dict[AttemptKey, KnownAttempt] = field(default_factory=dict)
     """Its own attempt and the children that run inside it."""
     children: int = 0
+    serial: str = ""
+    """Of the certificate that took or last renewed the lease; empty after a restart, until it is renewed."""
     log_bytes: int | None = None
     """Size of all its logs; None until first needed."""
     artifact_bytes: int = 0
@@ -193,13 +197,15 @@ def _drop(index: dict[_K, dict[AttemptKey, Entry]], at: _K, key: AttemptKey) -> 
             del index[at]
 
 
-@dataclass(slots=True, kw_only=True)
-class Presence:
+class Presence(Struct, kw_only=True):
     """A worker as it was last heard of."""
 
     labels: Labels
     stats: WorkerStats
     heartbeat_at: datetime
+    version: str = ""
+    is_draining: bool = False
+    """It said so itself."""
 
 
 class Presences:
@@ -207,6 +213,7 @@ class Presences:
 
     def __init__(self) -> None:
         self._known: dict[WorkerId, Presence] = {}
+        self._lost: dict[WorkerId, Presence] = {}
 
     def heard(self, worker: WorkerId, labels: Mapping[str, str], stats: WorkerStats, now: datetime) -> datetime | None:
         """Note a heartbeat and return when the one before came; None for a worker that was not there.
@@ -222,6 +229,7 @@ class Presences:
                     f"more than {MAX_WORKERS} workers", fix="stop some, or wait until old ones are gone"
                 )
             self._known[worker] = Presence(labels=frozenset(pairs), stats=stats, heartbeat_at=now)
+            self._lost.pop(worker, None)
             return None
         before = known.heartbeat_at
         if len(known.labels) != len(pairs) or not known.labels.issuperset(pairs):
@@ -236,12 +244,39 @@ class Presences:
             if now - presence.heartbeat_at <= LEASE_FOR:
                 yield worker, presence.labels
 
+    def forget(self, worker: WorkerId) -> None:
+        """Drop a worker whose heartbeats are refused, or that may not come back."""
+        self._known.pop(worker, None)
+
     def forget_silent(self, now: datetime) -> list[WorkerId]:
         """Drop workers that have been silent for too long and return them."""
         gone = [worker for worker, presence in self._known.items() if now - presence.heartbeat_at > LEASE_FOR]
         for worker in gone:
-            del self._known[worker]
+            self._lose(worker)
+        for worker in [worker for worker, last in self._lost.items() if now - last.heartbeat_at > REMEMBER_LOST]:
+            del self._lost[worker]
         return gone
+
+    def announced(self, worker: WorkerId, *, version: str, is_draining: bool) -> None:
+        """Note what a worker says of itself; nothing happens when it is not there."""
+        if (known := self._known.get(worker)) is not None:
+            known.version, known.is_draining = version, is_draining
+
+    def left(self, worker: WorkerId) -> bool:
+        """Note that a worker went in an orderly way; False when it was not there."""
+        if worker not in self._known:
+            return False
+        self._lose(worker)
+        return True
+
+    def get(self, worker: WorkerId) -> Presence | None:
+        """Return a worker that is there, or was within a day."""
+        return self._known.get(worker) or self._lost.get(worker)
+
+    def _lose(self, worker: WorkerId) -> None:
+        while len(self._lost) >= MAX_LOST:
+            del self._lost[next(iter(self._lost))]
+        self._lost[worker] = self._known.pop(worker)
 
     def shift(self, by: timedelta) -> None:
         """Move every last word: the coordinator itself was away for that long."""
@@ -250,16 +285,24 @@ class Presences:
 
     def infos(self, now: datetime) -> list[WorkerInfo]:
         """Return everybody with health by age."""
+        return [_info(worker, presence, now) for worker, presence in self._known.items()]
+
+    def lost(self, now: datetime) -> list[WorkerInfo]:
+        """Return who is not there any more, as last heard of."""
         return [
-            WorkerInfo(
-                worker=worker,
-                labels=dict(presence.labels),
-                stats=presence.stats,
-                last_heartbeat_at=presence.heartbeat_at,
-                health=_health(now - presence.heartbeat_at),
-            )
-            for worker, presence in self._known.items()
+            replace(_info(worker, presence, now), health=WorkerHealth.UNHEALTHY, stats=WorkerStats())
+            for worker, presence in self._lost.items()
         ]
+
+
+def _info(worker: WorkerId, presence: Presence, now: datetime) -> WorkerInfo:
+    return WorkerInfo(
+        worker=worker,
+        labels=dict(presence.labels),
+        stats=presence.stats,
+        last_heartbeat_at=presence.heartbeat_at,
+        health=_health(now - presence.heartbeat_at),
+    )
 
 
 def _health(age: timedelta) -> WorkerHealth:

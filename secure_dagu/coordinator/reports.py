@@ -6,15 +6,19 @@ writes it once, and wakes who follows the run.
 
 from __future__ import annotations
 
+import asyncio
+import contextlib
+import json
 import os
 import re
-from collections.abc import AsyncIterator, Iterator, Sequence
+from collections.abc import AsyncIterator, Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
 from datetime import UTC, datetime
 
 import structlog
+from msgspec import Struct
 
+from secure_dagu.audit.events import Action, Detail, Outcome, Trail, by, run_target
 from secure_dagu.coordinator import documents, intake
 from secure_dagu.coordinator.attempts import as_known, known_attempt
 from secure_dagu.coordinator.dispatching import MAX_CHILDREN
@@ -23,6 +27,7 @@ from secure_dagu.coordinator.endings import Endings
 from secure_dagu.coordinator.finisher import Finisher
 from secure_dagu.coordinator.followers import PIECE, Changes, follow
 from secure_dagu.coordinator.ledger import MAX_WARNINGS, Entry, KnownAttempt, Ledger, is_limited
+from secure_dagu.coordinator.tenants import Tenants
 from secure_dagu.coordinator.uploads import Uploads
 from secure_dagu.dispatch import machine
 from secure_dagu.dispatch.api import Clock
@@ -41,25 +46,31 @@ from secure_dagu.dispatch.model import (
     Verdict,
     WorkerId,
 )
+from secure_dagu.dispatch.operating import ListedRun, LogPage, RunFilter, Waiting, Window, matches
 from secure_dagu.dispatch.reporting import LEASE_GONE, Accept, Held, Refuse, Reported, Stored, decide
 from secure_dagu.errors import InvalidRequest, LeaseLost, NotFound, Refused
 from secure_dagu.run.model import AttemptId, AttemptKey, DagRunRef, RunStatus
+from secure_dagu.security.grants import is_reserved
 from secure_dagu.store.api import AttemptRow, NewAttempt, Report, Store
 from secure_dagu.store.blobs import Blobs, LogPlace, log_name, read_pieces
+from secure_dagu.store.log_windows import page_of
 from secure_dagu.telemetry import metrics
 
 log = structlog.get_logger()
 
 MAX_LISTED = 1_000
 _DEFAULT_LISTED = 100
+_BATCH = 500
+_MOST_BATCHES = 500
+"""How many batches of rows one list may look at, where SQL cannot tell which ones it wants."""
 _MAX_WARNING = 1_000
 _ARCHIVE = re.compile(r"dag-run_\d{8}_\d{6}Z_([-a-zA-Z0-9_]{1,64})")
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class _Incoming:
+class _Incoming(Struct, frozen=True, kw_only=True):
     """A report, read once."""
 
+    caller: Caller
     about: Reported
     document: Document
     labels: str
@@ -79,7 +90,12 @@ class Reports:
         uploads: Uploads,
         finisher: Finisher,
         clock: Clock,
+        trail: Trail,
+        tenants: Tenants,
+        why_waits: Callable[[Entry], Waiting | None],
     ) -> None:
+        self._tenants = tenants
+        self._why_waits = why_waits
         self._store = store
         self._blobs = blobs
         self._ledger = ledger
@@ -88,6 +104,7 @@ class Reports:
         self._uploads = uploads
         self._finisher = finisher
         self._clock = clock
+        self._trail = trail
         self._names: dict[tuple[str, LogStream], str] = {}
 
     # -- status -------------------------------------------------------------------------------------------------------
@@ -98,6 +115,7 @@ class Reports:
         try:
             return await self._finisher.finish(self._report(incoming))
         except LeaseLost:
+            self._note_refused(incoming, LEASE_GONE)
             return Verdict(accepted=False, error=LEASE_GONE)
 
     async def _report(self, incoming: _Incoming) -> Verdict:
@@ -121,6 +139,7 @@ class Reports:
         decision = decide(about, self._held(entry), stored)
         if isinstance(decision, Refuse):
             log.warning("status.refused", run=str(about.run), worker=about.worker, why=decision.error)
+            self._note_refused(incoming, decision.error)
             return Verdict(accepted=False, error=decision.error)
         if decision is Accept.REPEAT:
             return ACCEPTED
@@ -130,6 +149,10 @@ class Reports:
         assert known is not None, "STORE is about an attempt that is stored"
         await self._record(incoming, entry, known)
         return ACCEPTED
+
+    def _note_refused(self, incoming: _Incoming, why: str) -> None:
+        target = run_target(incoming.about.run)
+        self._trail.note(by(incoming.caller, Action.REPORT_REFUSED, target, outcome=Outcome.DENIED, reason=why))
 
     def _held(self, entry: Entry | None) -> Held | None:
         if entry is None:
@@ -169,7 +192,7 @@ class Reports:
                 error=word(document, "error")[: documents.MAX_ERROR].replace("\0", ""),
                 started_at=documents.milliseconds(document, "startedAt"),
                 finished_at=documents.milliseconds(document, "finishedAt") if status.is_terminal else 0,
-                ends_task=ends_task,
+                ends_task=ends_task, summary=documents.summary_of(document),
             )
         )  # fmt: skip
         known.revision += 1
@@ -178,6 +201,8 @@ class Reports:
         if after is not None:
             self._endings.let_go(entry, after)
             _observe_duration(document)
+            details: dict[Detail, str | int] = {Detail.STATUS: status.word, Detail.ATTEMPT: entry.attempt_id}
+            self._trail.note(by(incoming.caller, Action.RUN_ENDED, run_target(about.run), details=details))
             log.info("run.reported_end", run=str(about.run), status=status.word, worker=about.worker)
         self._changes.status_changed(about.root, about.run)
 
@@ -279,19 +304,71 @@ class Reports:
             raise Refused("a worker may read only runs of its own tree", why="it holds no lease there")
         if is_child and top == run:
             return None  # the protocol: a run is not its own child (section 8.3)
+        await self._tenants.check_run(caller, top, "GetDAGRunStatus")
+        self._note_read(caller, run, "status")
         row = await self._store.latest(run=run, root=top)
-        return None if row is None else await self._store.document(row.key)
+        if row is None:
+            return None
+        return self._as_it_waits(row, await self._store.document(row.key))
+
+    def _as_it_waits(self, row: AttemptRow, document: str) -> str:
+        """Return a document with why its run waits, if it does."""
+        entry = self._ledger.get(row.key)
+        reason = self._why_waits(entry) if entry is not None else None
+        return documents.waiting(document, reason, self._clock.now()) if reason is not None else document
 
     async def runs(self, caller: Caller, *, name: str | None, run_id: str | None, limit: int) -> Sequence[RunSummary]:
         """List root runs, newest first (`RunReports.runs`)."""
+        self._trail.note(
+            by(caller, Action.RUN_READ, f"run:{name or '*'}/{run_id or '*'}", details={Detail.WHAT: "list"})
+        )
         rows = await self._store.roots(
             name=name or None, run_id=run_id or None, limit=min(limit, MAX_LISTED) if limit > 0 else _DEFAULT_LISTED
         )
-        return [_summary(row) for row in rows]
+        return [_summary(row) for row in rows if self._tenants.shown(caller, row, "ListRuns")]
 
-    def follow(self, caller: Caller, *, run: DagRunRef, with_logs: bool) -> AsyncIterator[RunEvent]:
+    async def find_runs(
+        self, caller: Caller, wanted: RunFilter, *, limit: int, before: tuple[int, str] | None
+    ) -> Sequence[ListedRun]:
+        """Return root runs that match (`RunReports.find_runs`)."""
+        self._trail.note(by(caller, Action.RUN_READ, f"run:{wanted.name or '*'}/*", details={Detail.WHAT: "list"}))
+        limit, found = max(1, min(limit, MAX_LISTED)), list[ListedRun]()
+        batch = limit
+        for _ in range(_MOST_BATCHES):
+            rows = await self._store.listed(wanted, limit=batch, before=before)
+            for listed in rows:
+                row, text = listed.row, listed.summary
+                before = listed.made_at, f"{row.run.name}/{row.run.run_id}"
+                if not self._tenants.shown(caller, row, "FindRuns"):
+                    continue
+                if (wanted.name_part or wanted.run_id_part or wanted.labels) and not matches(json.loads(text), wanted):
+                    continue
+                revision = f"{row.key}:{row.revision}"
+                found.append(
+                    ListedRun(at=before[0], ident=before[1], document=self._as_it_waits(row, text), revision=revision)
+                )
+                if len(found) == limit:
+                    return found
+            if len(rows) < batch:
+                break
+            batch = _BATCH
+            await asyncio.sleep(0)  # others have a turn
+        return found
+
+    async def count_runs(self, caller: Caller, *, since: datetime, until: datetime | None) -> Mapping[int, int]:
+        """Return how many root runs have each status (`RunReports.count_runs`)."""
+        self._trail.note(by(caller, Action.RUN_READ, "run:*/*", details={Detail.WHAT: "count"}))
+        ends = int(until.timestamp() * 1000) if until is not None else 2**62
+        return dict(await self._store.count(since=int(since.timestamp() * 1000), until=ends))
+
+    async def follow(self, caller: Caller, *, run: DagRunRef, with_logs: bool) -> AsyncIterator[RunEvent]:
         """Yield a run as it happens (`RunReports.follow`)."""
-        return follow(run, with_logs=with_logs, store=self._store, blobs=self._blobs, changes=self._changes)
+        await self._found(caller, run, "FollowRun")
+        self._note_read(caller, run, "log" if with_logs else "status")
+        events = follow(run, with_logs=with_logs, store=self._store, blobs=self._blobs, changes=self._changes)
+        async with contextlib.aclosing(events):
+            async for event in events:
+                yield event
 
     async def read_log(
         self, caller: Caller, *, run: DagRunRef, step: str, stream: int, offset: int
@@ -299,29 +376,45 @@ class Reports:
         """Yield a stored log from `offset` (`RunReports.read_log`)."""
         if offset < 0 or stream not in _STREAMS:
             raise InvalidRequest("a log is read from an offset of a known stream")
-        row = await self._found(run)
+        row = await self._found(caller, run, "ReadLog")
+        self._note_read(caller, run, "log")
         with _closing(self._blobs.read_log(LogPlace(row.root, row.attempt_id), step, LogStream(stream))) as fd:
             for piece in read_pieces(fd, offset, PIECE):
                 yield piece
 
+    async def log_page(self, caller: Caller, *, run: DagRunRef, step: str, stream: int, window: Window) -> LogPage:
+        """Return some lines of a stored log (`RunReports.log_page`)."""
+        if stream not in _STREAMS:
+            raise InvalidRequest("a log is read from a known stream")
+        row = await self._found(caller, run, "ReadLogPage")
+        self._note_read(caller, run, "log")
+        with _closing(self._blobs.read_log(LogPlace(row.root, row.attempt_id), step, LogStream(stream))) as fd:
+            return await asyncio.to_thread(page_of, fd, window)
+
     async def artifacts(self, caller: Caller, *, run: DagRunRef) -> Sequence[ArtifactInfo]:
         """List the artifact files of a run (`RunReports.artifacts`)."""
-        row = await self._found(run)
+        row = await self._found(caller, run, "ListArtifacts")
+        self._note_read(caller, run, "artifacts")
         return self._blobs.artifacts(row.archive) if row.archive else []
 
     async def read_artifact(self, caller: Caller, *, run: DagRunRef, path: str) -> AsyncIterator[bytes]:
         """Yield one artifact file (`RunReports.read_artifact`)."""
-        row = await self._found(run)
+        row = await self._found(caller, run, "ReadArtifact")
         if not row.archive:
             raise NotFound(f"run {run} has no artifacts")
+        self._note_read(caller, run, "artifacts")
         with _closing(self._blobs.read_artifact(row.archive, path)) as fd:
             for piece in read_pieces(fd, 0, PIECE):
                 yield piece
 
-    async def _found(self, run: DagRunRef) -> AttemptRow:
+    def _note_read(self, caller: Caller, run: DagRunRef, what: str) -> None:
+        self._trail.note(by(caller, Action.RUN_READ, run_target(run), details={Detail.WHAT: what}))
+
+    async def _found(self, caller: Caller, run: DagRunRef, method: str) -> AttemptRow:
         row = await self._store.find(run)
         if row is None:
             raise NotFound(f"run {run} is unknown", fix="list the runs")
+        await self._tenants.check_run(caller, row.root, method)
         return row
 
 
@@ -340,14 +433,14 @@ def _read(caller: Caller, status: str, labels: str) -> _Incoming:
         claim_key=AttemptKey(word(document, "claimKey")), status=documents.number(document, "status"),
         named_worker=word(document, "workerId"),
     )  # fmt: skip
-    return _Incoming(about=about, document=document, labels=labels)
+    return _Incoming(caller=caller, about=about, document=document, labels=labels)
 
 
 def _labels(document: Document, given: str) -> tuple[str, ...]:
     reported = document.get("labels")
     texts = reported if isinstance(reported, list) else given.split(",")
     labels = (text.strip()[: intake.MAX_ID] for text in texts[: intake.MAX_PAIRS] if isinstance(text, str))
-    return tuple(dict.fromkeys(label for label in labels if label))
+    return tuple(dict.fromkeys(label for label in labels if label and not is_reserved(label)))
 
 
 def _set_or_drop(document: Document, key: str, value: str) -> None:

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Callable, Iterable
 from contextlib import asynccontextmanager
-from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
+from msgspec import Struct, field
+
+from secure_dagu.audit.events import NO_TRAIL, Trail
 from secure_dagu.coordinator.board import Board
 from secure_dagu.coordinator.bundles import BundleShelf
 from secure_dagu.coordinator.dispatching import Dispatching
@@ -17,14 +19,20 @@ from secure_dagu.coordinator.finisher import Finisher
 from secure_dagu.coordinator.followers import Changes
 from secure_dagu.coordinator.intake import Definitions, LoadDefinition
 from secure_dagu.coordinator.ledger import Ledger
+from secure_dagu.coordinator.machines import Machines
+from secure_dagu.coordinator.releasing import Releasing
 from secure_dagu.coordinator.reports import Reports
 from secure_dagu.coordinator.secret_files import SecretFiles
 from secure_dagu.coordinator.state import State
 from secure_dagu.coordinator.sweeper import Sweeper
 from secure_dagu.coordinator.tasks import Desk
+from secure_dagu.coordinator.tenants import Tenants, WouldDeny
 from secure_dagu.coordinator.uploads import UploadLimits, Uploads
 from secure_dagu.dispatch.api import Clock
 from secure_dagu.dispatch.model import Owner, WorkerId
+from secure_dagu.dispatch.operating import WorkerState
+from secure_dagu.security.peer import Peer
+from secure_dagu.security.policy import STRICT, Policy
 from secure_dagu.store.api import Store
 from secure_dagu.store.blobs import Blobs
 from secure_dagu.store.definitions import DefinitionFolder
@@ -39,8 +47,7 @@ class SystemClock:
         return datetime.now(UTC)
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Options:
+class Options(Struct, frozen=True, kw_only=True):
     """What an operator may choose."""
 
     task_wait: timedelta = timedelta(seconds=300)
@@ -55,8 +62,7 @@ class Options:
     uploads: UploadLimits = field(default_factory=UploadLimits)
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Service:
+class Service(Struct, frozen=True, kw_only=True):
     """A running coordinator. Make it with `running`."""
 
     desk: Desk
@@ -64,6 +70,8 @@ class Service:
     bundles: BundleShelf
     state: State
     sweeper: Sweeper
+    releasing: Releasing
+    machines: Machines
 
 
 @asynccontextmanager
@@ -77,18 +85,27 @@ async def running(
     clock: Clock | None = None,
     options: Options | None = None,
     worker_gone: Callable[[WorkerId], None] = lambda _worker: None,
+    trail: Trail = NO_TRAIL,
+    policy: Callable[[], Policy] = lambda: STRICT,
+    peers: Callable[[], Iterable[Peer]] = lambda: (),
+    would_deny: WouldDeny = lambda _caller, _method, _deny: None,
 ) -> AsyncIterator[Service]:
     """Run a coordinator for the time of the context. Leaving it ends open polls and streams and keeps every task.
 
     Args:
         load: `dag.load.load_definition`.
         owner: what claims name as the address of all follow-up calls.
+        peers: who is connected now.
         worker_gone: told of every worker that has been silent for too long.
+        policy: what is refused beyond role and identity; asked at each call.
+        would_deny: told of each call that the policy in dry-run would have refused.
+        trail: where it is recorded who did what; an action whose record cannot be written does not happen.
     """
     clock = clock or SystemClock()
     options = options or Options()
     ledger = Ledger()
     changes = Changes()
+    tenants = Tenants(store, policy=policy, would_deny=would_deny)
     definitions = Definitions(load)
     endings = Endings(store=store, ledger=ledger, clock=clock, changed=changes.status_changed)
     closing = asyncio.Event()
@@ -98,37 +115,53 @@ async def running(
         board = Board(ledger=ledger, clock=clock, owner=owner, max_polls=options.polls_of_worker)
         dispatching = Dispatching(
             store=store, ledger=ledger, board=board, definitions=definitions, known_text=dags.text, finisher=finisher,
-            clock=clock, max_pending=options.pending_tasks,
+            clock=clock, trail=trail, tenants=tenants, max_pending=options.pending_tasks,
         )  # fmt: skip
         desk = Desk(
             store=store, ledger=ledger, board=board, dispatching=dispatching, endings=endings, finisher=finisher,
-            clock=clock,
+            clock=clock, trail=trail, tenants=tenants,
         )  # fmt: skip
         uploads = Uploads(
-            store=store, blobs=blobs, ledger=ledger, changes=changes, clock=clock, limits=options.uploads
+            store=store, blobs=blobs, ledger=ledger, changes=changes, clock=clock, trail=trail,
+            limits=options.uploads,
         )  # fmt: skip
         reports = Reports(
             store=store, blobs=blobs, ledger=ledger, endings=endings, changes=changes, uploads=uploads,
-            finisher=finisher, clock=clock,
+            finisher=finisher, clock=clock, trail=trail, tenants=tenants, why_waits=board.why_waits,
         )  # fmt: skip
         bundles = BundleShelf(
-            store=store, blobs=blobs, ledger=ledger, clock=clock, max_total=options.bundle_store_bytes
+            store=store, blobs=blobs, ledger=ledger, clock=clock, trail=trail,
+            max_total=options.bundle_store_bytes,
         )  # fmt: skip
         secrets = SecretFiles(options.secrets_dir) if options.secrets_dir is not None else None
         state = State(
-            store=store, ledger=ledger, folder=dags, definitions=definitions, secrets=secrets, clock=clock
+            store=store, ledger=ledger, folder=dags, definitions=definitions, secrets=secrets, clock=clock,
+            trail=trail,
         )  # fmt: skip
+        machines = Machines(board=board, store=store, clock=clock, trail=trail, peers=peers)
         await desk.load()
+        await machines.load()
         sweeper = Sweeper(
-            ledger=ledger, desk=desk, endings=endings, clock=clock, task_wait=options.task_wait, gone=worker_gone
+            ledger=ledger, desk=desk, endings=endings, clock=clock, trail=trail, task_wait=options.task_wait,
+            gone=worker_gone,
         )  # fmt: skip
-        infos_now = board.presences.infos
-        metrics.show_workers(lambda: infos_now(clock.now()))
+        releasing = Releasing(
+            store=store, ledger=ledger, desk=desk, endings=endings, clock=clock, trail=trail
+        )  # fmt: skip
+        metrics.show_workers(
+            lambda: board.presences.infos(clock.now()),
+            is_draining=lambda worker: machines.state_of(worker) is WorkerState.DRAINING,
+            quarantined=lambda: len(machines.quarantined(clock.now())),
+        )
+        metrics.show_backlog(board.waiting)
         metrics.TASKS_PENDING.set_function(lambda: len(board.backlog))
         metrics.LEASES_ACTIVE.set_function(board.leases)
         group.create_task(sweeper.look_forever(closing), name="sweeper")
         try:
-            yield Service(desk=desk, reports=reports, bundles=bundles, state=state, sweeper=sweeper)
+            yield Service(
+                desk=desk, reports=reports, bundles=bundles, state=state, sweeper=sweeper, releasing=releasing,
+                machines=machines,
+            )  # fmt: skip
         except Exception as error:  # the user's own, not to be wrapped into a group by ours
             failure = error
         finally:
@@ -136,6 +169,7 @@ async def running(
             desk.close()
             changes.close()
             metrics.show_workers(lambda: ())
+            metrics.show_backlog(lambda: ())
             metrics.TASKS_PENDING.set_function(lambda: 0)
             metrics.LEASES_ACTIVE.set_function(lambda: 0)
     if failure is not None:

@@ -10,10 +10,11 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Sequence
-from dataclasses import replace
 
 import structlog
+from msgspec.structs import replace
 
+from secure_dagu.audit.events import Action, Detail, Event, Outcome, Trail, by, recorded
 from secure_dagu.coordinator import bodies, intake
 from secure_dagu.coordinator.ledger import Entry, Ledger, is_limited
 from secure_dagu.coordinator.secret_files import SecretFiles
@@ -48,6 +49,7 @@ class State:
         definitions: intake.Definitions,
         secrets: SecretFiles | None,
         clock: Clock,
+        trail: Trail,
     ) -> None:
         """Take what it serves from; `secrets` None: managed secrets are not offered."""
         self._store = store
@@ -56,6 +58,7 @@ class State:
         self._definitions = definitions
         self._secrets = secrets
         self._clock = clock
+        self._trail = trail
 
     # -- values -------------------------------------------------------------------------------------------------------
 
@@ -63,6 +66,7 @@ class State:
         """Return one value (`SharedState.get_state`)."""
         _check_ref(ref)
         self._reached(caller, ref.scope, ref.namespace)
+        self._trail.note(by(caller, Action.STATE_READ, _target(ref)))
         return await self._store.state(ref)
 
     async def put_state(
@@ -80,19 +84,22 @@ class State:
         held = self._reached(caller, ref.scope, ref.namespace)
         if held is not None:
             updated_by = _checked_source(updated_by, held)
-        entry = await self._store.put_state(
-            ref, _compact(value), expected_version=expected_version, create_only=create_only, by=_bounded(updated_by),
-            now_ns=int(self._clock.now().timestamp() * 1_000_000) * 1_000,
-        )  # fmt: skip
-        if entry is None:
-            raise Conflict("dag state: conflict", fix="read the value again")
+        compact, source = _compact(value), _bounded(updated_by)
+        async with recorded(self._trail, by(caller, Action.STATE_WRITTEN, _target(ref))):
+            entry = await self._store.put_state(
+                ref, compact, expected_version=expected_version, create_only=create_only, by=source,
+                now_ns=int(self._clock.now().timestamp() * 1_000_000) * 1_000,
+            )  # fmt: skip
+            if entry is None:
+                raise Conflict("dag state: conflict", fix="read the value again")
         return entry
 
     async def delete_state(self, caller: Caller, ref: StateRef) -> bool:
         """Remove a value (`SharedState.delete_state`)."""
         _check_ref(ref)
         self._reached(caller, ref.scope, ref.namespace)
-        return await self._store.delete_state(ref)
+        async with recorded(self._trail, by(caller, Action.STATE_DELETED, _target(ref))):
+            return await self._store.delete_state(ref)
 
     async def list_state(
         self, caller: Caller, *, scope: str, namespace: str, prefix: str, limit: int
@@ -102,6 +109,7 @@ class State:
             raise InvalidRequest("dag state: limit must not be negative")
         _check_place(scope, namespace)
         self._reached(caller, scope, namespace)
+        self._trail.note(by(caller, Action.STATE_READ, f"state:{scope}/{namespace}/{prefix}*"))
         return await self._store.list_state(scope=scope, namespace=namespace, prefix=prefix, limit=limit)
 
     def _reached(self, caller: Caller, scope: str, namespace: str) -> list[Entry] | None:
@@ -126,10 +134,13 @@ class State:
         (a reference) can name anything.
         """
         text = self._folder.text(name)
+        event = by(caller, Action.DEFINITION_READ, f"definition:{name}")
         if text is None or not is_limited(caller):
+            self._trail.note(event)
             return text
         for entry in self._ledger.held_by(caller, self._clock.now()):
             if await self._can_call(entry, name):
+                self._trail.note(event)
                 return text
         raise Refused("a worker may read only definitions that its tasks call", why=f"none of them calls {name!r}")
 
@@ -161,15 +172,19 @@ class State:
     async def resolve_secret(self, caller: Caller, request: SecretRequest) -> str:
         """Return a managed secret (`SharedState.resolve_secret`). Its value is never logged."""
         _check_secret_request(caller, request)
+        event = _secret_event(caller, request)
         result = "error"
         try:
             value = await self._resolve(caller, request)
+            await self._trail.record(event)
             result = "ok"
-        except Refused:
+        except Refused as error:
             result = "denied"
+            self._trail.note(replace(event, outcome=Outcome.DENIED, reason=error.code))
             raise
-        except NotFound:
+        except NotFound as error:
             result = "not_found"
+            self._trail.note(replace(event, outcome=Outcome.FAILED, reason=error.code))
             raise
         finally:
             metrics.SECRET_RESOLUTIONS.labels(result).inc()
@@ -203,6 +218,17 @@ class State:
         if secret is None:
             raise NotFound("secret not found", why=f"there is no {request.ref!r}", fix="an operator adds its file")
         return "" if request.check_only else secret.reveal()
+
+
+def _target(ref: StateRef) -> str:
+    return f"state:{ref.scope}/{ref.namespace}/{ref.key}"
+
+
+def _secret_event(caller: Caller, request: SecretRequest) -> Event:
+    details: dict[Detail, str | int] = {Detail.NAMES: request.name, Detail.ATTEMPT: request.attempt_id}
+    if request.check_only:
+        details[Detail.WHAT] = "existence"
+    return by(caller, Action.SECRET_READ, f"secret:{request.workspace or GLOBAL}/{request.ref}", details=details)
 
 
 def _runs_of(entry: Entry) -> list[DagRunRef]:

@@ -12,6 +12,7 @@ from datetime import datetime, timedelta
 
 import structlog
 
+from secure_dagu.audit.events import SYSTEM, Action, Detail, Event, Trail, run_target
 from secure_dagu.coordinator.endings import Endings
 from secure_dagu.coordinator.ledger import Entry, Ledger
 from secure_dagu.coordinator.tasks import Desk
@@ -41,6 +42,7 @@ class Sweeper:
         desk: Desk,
         endings: Endings,
         clock: Clock,
+        trail: Trail,
         task_wait: timedelta,
         gone: Callable[[WorkerId], None],
     ) -> None:
@@ -54,6 +56,7 @@ class Sweeper:
         self._desk = desk
         self._endings = endings
         self._clock = clock
+        self._trail = trail
         self._task_wait = task_wait
         self._gone = gone
         self._last_look = clock.now()
@@ -122,14 +125,13 @@ class Sweeper:
             with contextlib.suppress(Conflict):  # written by somebody else: the next look reads it again
                 await self._endings.end(entry, state, error=error)
         if before.phase is Phase.LEASED:
-            await self._cancel_orphans(entry)
-
-    async def _cancel_orphans(self, lost: Entry) -> None:
-        """Cancel the children that a lost run had dispatched: nobody waits for them any more."""
-        parents = {lost.run, *(known.run for known in lost.attempts.values())}
-        for entry in self._ledger.of_tree(lost.root):
-            if entry.parent in parents:
-                await self._desk.cancel_entry(entry)
+            self._trail.note(
+                Event(
+                    action=Action.TASK_RELEASED, actor=SYSTEM, target=run_target(entry.run), reason="lease_expired",
+                    details={Detail.ATTEMPT: entry.attempt_id, Detail.WORKER: before.worker},
+                )
+            )  # fmt: skip
+            await self._desk.cancel_children(entry)
 
     async def _give_up_unmatched(self, now: datetime) -> None:
         unmet: dict[Demand, datetime] = {}
@@ -152,7 +154,8 @@ class Sweeper:
             state = machine.advance(entry.state, GivenUp(), self._clock.now())
             metrics.TASKS_LOST.labels("worker_lost").inc()
             seconds = int(self._task_wait.total_seconds())
+            error = f"no worker that matches {demand} polled within {seconds} s"
+            if why := self._desk.board.not_authorised(demand, self._clock.now()):
+                error = f"no authorised worker matches {demand}: {why}"
             with contextlib.suppress(Conflict):
-                await self._endings.end(
-                    entry, state, error=f"no worker that matches {demand} polled within {seconds} s"
-                )
+                await self._endings.end(entry, state, error=error)

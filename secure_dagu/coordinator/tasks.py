@@ -8,17 +8,19 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import AsyncIterator, Mapping, Sequence
-from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 
 import structlog
+from msgspec.structs import replace
 
-from secure_dagu.coordinator import bodies, intake
+from secure_dagu.audit.events import Action, Detail, Outcome, Trail, by, recorded, run_target
+from secure_dagu.coordinator import bodies, documents, intake
 from secure_dagu.coordinator.board import Board
 from secure_dagu.coordinator.dispatching import Dispatching, new_entry
 from secure_dagu.coordinator.endings import Endings
 from secure_dagu.coordinator.finisher import Finisher
 from secure_dagu.coordinator.ledger import Entry, Ledger, is_limited
+from secure_dagu.coordinator.tenants import Tenants, is_bound
 from secure_dagu.dispatch import machine
 from secure_dagu.dispatch.api import LEASE_FOR, Clock, as_worker
 from secure_dagu.dispatch.machine import Acknowledged, CancelRequested, Renewed, Resumed, TaskState, token_hash
@@ -37,9 +39,11 @@ from secure_dagu.dispatch.model import (
     WorkerInfo,
     WorkerStats,
 )
+from secure_dagu.dispatch.retrying import is_pending
 from secure_dagu.errors import Conflict, InvalidRequest, LimitExceeded, Refused, StaleClaim
 from secure_dagu.run.model import AttemptKey, DagRunRef, RunStatus
-from secure_dagu.store.api import Store
+from secure_dagu.security.policy import reaches_tenant, tenant_of
+from secure_dagu.store.api import AttemptRow, Store
 from secure_dagu.telemetry import metrics
 
 log = structlog.get_logger()
@@ -62,7 +66,10 @@ class Desk:
         endings: Endings,
         finisher: Finisher,
         clock: Clock,
+        trail: Trail,
+        tenants: Tenants,
     ) -> None:
+        self._tenants = tenants
         self._store = store
         self._ledger = ledger
         self.board = board
@@ -70,6 +77,7 @@ class Desk:
         self._endings = endings
         self._finisher = finisher
         self._clock = clock
+        self._trail = trail
         self._streams: dict[WorkerId, set[asyncio.Queue[AttemptKey | None]]] = {}
         endings.when_ended(board.leave)
 
@@ -129,11 +137,18 @@ class Desk:
             raise InvalidRequest("claim_token is required")
         if not caller.worker:
             return _refused("worker_id is required")
-        verdict = await self._finisher.finish(self._acknowledge(caller.worker, token_hash(token), attempt_key))
+        verdict = await self._finisher.finish(self._acknowledge(caller, caller.worker, token_hash(token), attempt_key))
+        if not verdict.accepted:
+            self._trail.note(
+                by(
+                    caller, Action.TASK_CLAIMED, f"attempt:{attempt_key}", outcome=Outcome.DENIED,
+                    reason=verdict.error,
+                )
+            )  # fmt: skip
         metrics.CLAIM_ACKS.labels("ok" if verdict.accepted else "rejected").inc()
         return verdict
 
-    async def _acknowledge(self, worker: WorkerId, hashed: str, key: AttemptKey) -> Verdict:
+    async def _acknowledge(self, caller: Caller, worker: WorkerId, hashed: str, key: AttemptKey) -> Verdict:
         entry = self.board.offered(hashed) or self._ledger.get(key)
         if entry is None:
             return _refused("claim not found or expired")
@@ -148,12 +163,18 @@ class Desk:
                 return _refused("claim not found or expired")
             if entry.state.phase is Phase.LEASED:
                 return ACCEPTED
+            event = by(
+                caller, Action.TASK_CLAIMED, run_target(entry.run),
+                details={Detail.ATTEMPT: entry.attempt_id, Detail.WORKER: worker},
+            )  # fmt: skip
             try:
-                await self._store.lease(entry.key, revision=entry.revision, worker=worker, token=hashed)
+                async with recorded(self._trail, event):
+                    await self._store.lease(entry.key, revision=entry.revision, worker=worker, token=hashed)
             except Conflict:
                 return _refused("attempt claim conflicts with the active lease")
             entry.revision += 1
             entry.task = None
+            entry.serial = caller.serial
             # The lease counts from now, not from before the write.
             now = self._clock.now()
             self._ledger.move(entry, replace(state, until=now + LEASE_FOR))
@@ -176,16 +197,16 @@ class Desk:
             log.info("worker.appeared", worker=worker)
         elif now - before > _MISSED_AFTER:
             metrics.HEARTBEATS_MISSED.inc((now - before) // _MISSED_AFTER)
-        return [key for key, known in self._renewed(worker, stats.running, now) if known is False]
+        return [key for key, known in self._renewed(caller, worker, stats.running, now) if known is False]
 
     async def run_heartbeat(self, caller: Caller, *, running: Sequence[RunningTask]) -> Sequence[AttemptKey]:
         """Renew leases (`TaskDesk.run_heartbeat`)."""
         if len(running) > MAX_RUNNING_LISTED:
             raise InvalidRequest("a run heartbeat is too long", why=f"more than {MAX_RUNNING_LISTED} tasks")
-        return [key for key, _ in self._renewed(_named(caller), running, self._clock.now())]
+        return [key for key, _ in self._renewed(caller, _named(caller), running, self._clock.now())]
 
     def _renewed(
-        self, worker: WorkerId, running: Sequence[RunningTask], now: datetime
+        self, caller: Caller, worker: WorkerId, running: Sequence[RunningTask], now: datetime
     ) -> list[tuple[AttemptKey, bool | None]]:
         """Renew what the worker holds; return what must stop: None without a lease here, False for a wish to stop."""
         stop: list[tuple[AttemptKey, bool | None]] = []
@@ -198,6 +219,7 @@ class Desk:
                 stop.append((key, None))
                 continue
             entry.state = machine.advance(entry.state, Renewed(worker), now)
+            entry.serial = caller.serial
             if entry.state.cancelling:
                 stop.append((key, False))
         return stop
@@ -224,7 +246,12 @@ class Desk:
 
     async def workers(self, caller: Caller) -> Sequence[WorkerInfo]:
         """Return everybody who is there (`TaskDesk.workers`)."""
-        return self.board.presences.infos(self._clock.now())
+        self._trail.note(by(caller, Action.WORKERS_READ, "workers"))
+        found = self.board.presences.infos(self._clock.now())
+        if not is_bound(caller):
+            return found
+        # Whose workers are there, and what they run, is their tenant's business.
+        return [worker for worker in found if reaches_tenant(caller, tenant_of(worker.labels))]
 
     # -- cancel -------------------------------------------------------------------------------------------------------
 
@@ -235,25 +262,49 @@ class Desk:
         top = run if root is None or not root.run_id or root.run_id == run.run_id else root
         if is_limited(caller) and not self._ledger.held_in_tree(caller, top, self._clock.now()):
             raise Refused("a worker may cancel only runs of its own tree", why="it holds no lease there")
-        verdict = await self._finisher.finish(self._cancel(run, top))
+        await self._tenants.check_run(caller, top, "RequestCancel")
+        verdict = await self._finisher.finish(self._cancel(caller, run, top))
         metrics.CANCEL_REQUESTS.labels("accepted" if verdict.accepted else "rejected").inc()
         return verdict
 
-    async def _cancel(self, run: DagRunRef, root: DagRunRef) -> Verdict:
+    async def _cancel(self, caller: Caller, run: DagRunRef, root: DagRunRef) -> Verdict:
+        event = by(caller, Action.RUN_CANCELLED, run_target(run), details={Detail.ROOT: str(root)})
         row = await self._store.latest(run=run, root=root)
         if row is None:
+            self._trail.note(replace(event, outcome=Outcome.FAILED, reason="not-found"))
             return _refused(f"failed to find DAG run: {run}")
         entry = self._ledger.get(row.claim_key)
         if RunStatus(row.status).is_terminal:
+            if row.status == RunStatus.FAILED and run == root and await self._is_retried(row):
+                async with recorded(self._trail, event):
+                    await self._endings.end_stored(row, RunStatus.ABORTED, error="stopped before its automatic retry")
+                return ACCEPTED
+            self._trail.note(replace(event, reason="it was over"))
             return ACCEPTED
         if row.claim_key != row.key and entry is not None:
+            self._trail.note(replace(event, outcome=Outcome.FAILED, reason=f"it runs inside {entry.run}"))
             return _refused(f"failed to cancel DAG run: {run} runs inside {entry.run}; cancel that run")
-        if entry is None:
-            await self._endings.end_stored(row, RunStatus.ABORTED, error="context canceled")
-        else:
-            await self.cancel_entry(entry)
+        async with recorded(self._trail, event):
+            if entry is None:
+                await self._endings.end_stored(row, RunStatus.ABORTED, error="context canceled")
+            else:
+                await self.cancel_entry(entry)
         log.info("run.cancel_requested", run=str(run), root=str(root))
         return ACCEPTED
+
+    async def _is_retried(self, row: AttemptRow) -> bool:
+        """Tell whether a failed run waits for its automatic retry."""
+        try:
+            return is_pending(documents.parse(await self._store.document(row.key)))
+        except InvalidRequest:
+            return False
+
+    async def cancel_children(self, lost: Entry) -> None:
+        """Cancel the children that a run had dispatched whose holder is gone: nobody waits for them any more."""
+        parents = {lost.run, *(known.run for known in lost.attempts.values())}
+        for entry in self._ledger.of_tree(lost.root):
+            if entry.parent in parents:
+                await self.cancel_entry(entry)
 
     async def cancel_entry(self, entry: Entry) -> None:
         """Cancel a task in hand: at once when no worker has it, else through its worker."""

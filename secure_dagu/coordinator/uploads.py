@@ -8,8 +8,10 @@ from __future__ import annotations
 
 import os
 from collections.abc import AsyncIterator
-from dataclasses import dataclass
 
+from msgspec import Struct
+
+from secure_dagu.audit.events import Action, Trail, by, run_target
 from secure_dagu.coordinator import intake
 from secure_dagu.coordinator.attempts import known_attempt
 from secure_dagu.coordinator.followers import Changes
@@ -44,8 +46,7 @@ _LOG_BYTES = {
 }
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class UploadLimits:
+class UploadLimits(Struct, frozen=True, kw_only=True):
     """Bounds of what one task may store."""
 
     log_bytes: int = 10 * 1024**3
@@ -73,13 +74,15 @@ class Uploads:
     """Write what workers stream."""
 
     def __init__(
-        self, *, store: Store, blobs: Blobs, ledger: Ledger, changes: Changes, clock: Clock, limits: UploadLimits
-    ) -> None:
+        self, *, store: Store, blobs: Blobs, ledger: Ledger, changes: Changes, clock: Clock, trail: Trail,
+        limits: UploadLimits,
+    ) -> None:  # fmt: skip
         self._store = store
         self._blobs = blobs
         self._ledger = ledger
         self._changes = changes
         self._clock = clock
+        self._trail = trail
         self._limits = limits
 
     # -- logs ---------------------------------------------------------------------------------------------------------
@@ -87,6 +90,7 @@ class Uploads:
     async def logs(self, caller: Caller, identity: StreamIdentity, parts: AsyncIterator[LogPart]) -> Uploaded:
         """Write log bytes at their offsets (`RunReports.stream_logs`)."""
         entry, worker = await self._authorised(caller, identity)
+        self._trail.note(by(caller, Action.LOG_WRITTEN, run_target(identity.run)))
         place = LogPlace(identity.root, identity.attempt_id)
         if entry.log_bytes is None:
             entry.log_bytes = self._blobs.log_bytes(place)
@@ -167,6 +171,7 @@ class Uploads:
                 "failed to create artifact writer: no artifact directory in the run status yet",
                 fix="report a status with archiveDir first",
             )
+        self._trail.note(by(caller, Action.ARTIFACT_WRITTEN, run_target(identity.run)))
         chunks = written = files = 0
         open_file: NewFile | None = None
         open_path = ""

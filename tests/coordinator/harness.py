@@ -5,11 +5,13 @@ from __future__ import annotations
 import json
 from collections.abc import AsyncIterator, Mapping, Sequence
 from contextlib import asynccontextmanager
-from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any, TypeVar
 
+from msgspec import Struct, field
+
+from secure_dagu.audit.events import NO_TRAIL, Event, Trail
 from secure_dagu.coordinator.service import Options, Service, running
 from secure_dagu.dag.load import load_definition
 from secure_dagu.dispatch.model import (
@@ -28,6 +30,7 @@ from secure_dagu.dispatch.model import (
     WorkerId,
     WorkerStats,
 )
+from secure_dagu.errors import Unavailable
 from secure_dagu.run.model import AttemptKey, DagRunRef, RunStatus
 from secure_dagu.store.blobs import Blobs
 from secure_dagu.store.definitions import DefinitionFolder
@@ -72,13 +75,32 @@ class ManualClock:
         self.time += timedelta(seconds=seconds)
 
 
-@dataclass
-class Place:
+class Witness:
+    """A trail that remembers; with `refuses` its disk is full."""
+
+    def __init__(self) -> None:
+        self.recorded: list[Event] = []
+        self.noted: list[Event] = []
+        self.refuses = False
+
+    async def record(self, event: Event) -> None:
+        """Remember an event that must be on disk first."""
+        if self.refuses:
+            raise Unavailable("the audit log cannot be written", why="No space left on device")
+        self.recorded.append(event)
+
+    def note(self, event: Event) -> None:
+        """Remember an event that may come later."""
+        self.noted.append(event)
+
+
+class Place(Struct):
     """One coordinator's folders and clock: what survives a restart."""
 
     folder: Path
     clock: ManualClock = field(default_factory=ManualClock)
     options: Options = field(default_factory=Options)
+    trail: Trail = NO_TRAIL
 
     @property
     def blobs(self) -> Blobs:
@@ -98,13 +120,13 @@ class Place:
                 owner=OWNER,
                 clock=self.clock,
                 options=self.options,
+                trail=self.trail,
             ) as service,
         ):
             yield House(self, store, service)
 
 
-@dataclass
-class House:
+class House(Struct):
     """A running coordinator and short words for what a worker does."""
 
     place: Place

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import asyncio
 import os
-from dataclasses import replace
 from hashlib import sha256
 from pathlib import Path
 
 import pytest
+from msgspec.structs import replace
 
 from secure_dagu.coordinator.bundles import MAX_BUNDLE
 from secure_dagu.coordinator.service import Options
@@ -143,7 +143,7 @@ def asks(claim: Claim, **fields: str) -> SecretRequest:
         name="TOKEN", ref="api/token", workspace="", check_only=False, attempt_key=claim.task.attempt_key,
         attempt_id=claim.task.attempt_id,
     )  # fmt: skip
-    return replace(request, **fields)  # type: ignore[arg-type]  # only the text fields are varied
+    return replace(request, **fields)  # only the text fields are varied
 
 
 async def test_a_declared_secret_is_served_to_the_holder_of_the_lease(place: Place) -> None:
