@@ -7,15 +7,16 @@ operator's right: a worker's certificate does not carry it, and each try would b
 from __future__ import annotations
 
 import asyncio
-from dataclasses import replace
+from collections.abc import Sequence
 
 import structlog
+from msgspec.structs import replace
 
 from secure_dagu.dispatch.api import Coordinator
-from secure_dagu.dispatch.model import Caller, Operation, SecretRequest, Task
+from secure_dagu.dispatch.model import Caller, Operation, SecretRequest, StateEntry, StateRef, StateSource, Task
 from secure_dagu.errors import SecureDaguError, Unavailable
 from secure_dagu.run.model import AttemptId, DagRunRef
-from secure_dagu.runner.api import ChildRequest, ChildResult
+from secure_dagu.runner.api import ChildRequest, ChildResult, Enqueued
 from secure_dagu.worker import documents
 from secure_dagu.worker.timings import Timings, full_jitter
 
@@ -86,6 +87,43 @@ class RemoteChildren:
             attempt_id=self._attempt_id,
         )
         return await self._owner.resolve_secret(self._caller, request)
+
+    async def enqueue(self, request: ChildRequest, *, queue: str) -> Enqueued:
+        """Dispatch a child and do not wait; whoever takes it reports its own run.
+
+        Raises:
+            SecureDaguError: it cannot be dispatched.
+        """
+        child = replace(_child_task(request, self._task), queue_name=queue or request.dag)
+        before = await self._owner.run_status(self._caller, run=child.run, root=child.root)
+        if before is None:
+            await self._dispatch(child)
+        return Enqueued(queue=child.queue_name, already_exists=before is not None)
+
+    async def get_state(self, ref: StateRef) -> StateEntry | None:
+        """Return a value that the coordinator keeps."""
+        return await self._owner.get_state(self._caller, ref)
+
+    async def put_state(
+        self, ref: StateRef, value: bytes, *, expected_version: int | None, create_only: bool, updated_by: StateSource
+    ) -> StateEntry:
+        """Write a value that the coordinator keeps."""
+        return await self._owner.put_state(
+            self._caller,
+            ref,
+            value,
+            expected_version=expected_version,
+            create_only=create_only,
+            updated_by=updated_by,
+        )
+
+    async def delete_state(self, ref: StateRef) -> bool:
+        """Remove a value that the coordinator keeps."""
+        return await self._owner.delete_state(self._caller, ref)
+
+    async def list_state(self, *, scope: str, namespace: str, prefix: str, limit: int) -> Sequence[StateEntry]:
+        """List values that the coordinator keeps."""
+        return await self._owner.list_state(self._caller, scope=scope, namespace=namespace, prefix=prefix, limit=limit)
 
     async def _dispatch(self, child: Task) -> None:
         for failures in range(1, _DISPATCH_RETRIES + 2):

@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import time
 import uuid
 from collections.abc import Callable, Mapping, Sequence
 
 import structlog
 
-from secure_dagu.dispatch.api import Coordinator
+from secure_dagu import __version__
+from secure_dagu.dispatch.api import Announced, Coordinator
 from secure_dagu.dispatch.model import Caller, Claim, WorkerStats
 from secure_dagu.errors import (
     ConfigError,
@@ -31,6 +33,7 @@ OPEN_POLLS = 4
 
 STANDS_AFTER_S = 1.0
 MAX_TOLD = 16
+ANNOUNCE_EVERY_S = 10.0
 
 HOPELESS = (Refused, Unauthenticated, ConfigError, DefinitionError, IntegrityViolation)
 """Families where waiting cannot help: somebody has to change a certificate, a name or a setting."""
@@ -138,6 +141,13 @@ class Desk:
         self._noticed = noticed
         self._open: set[asyncio.Timeout] = set()
         self._connected = metrics.CLIENT_CONNECTED.labels(name)
+        self._speaks = asyncio.Event()
+        """Clear while its heartbeats are not answered."""
+        self._speaks.set()
+        self._presence = Announced.WORKING
+        self._said_at: float | None = None
+        self._is_understood = True
+        self._news = asyncio.Event()
 
     async def be_present(self) -> None:
         """Send heartbeats for ever.
@@ -148,23 +158,76 @@ class Desk:
         failures = 0
         while True:
             try:
-                stopped = await self.coordinator.heartbeat(self._caller, labels=self._labels, stats=self._stats())
+                stopped = await self._heartbeat()
             except SecureDaguError as error:
                 failures += 1
                 code = error.grpc_status.title().replace("_", "")  # "PERMISSION_DENIED" → "PermissionDenied"
                 metrics.HEARTBEAT_FAILURES.labels(code).inc()
                 self._connected.set(0)
+                self._said_at = None
                 self.trouble.failed("heartbeat", error)
                 self._noticed()
+                if isinstance(error, Unavailable):
+                    self._speaks.clear()
                 self._reopen_polls()
                 pause = full_jitter(failures, first_s=self._timings.heartbeat_s, cap_s=self._timings.outage_cap_s)
                 await asyncio.sleep(max(pause, self._timings.first_retry_s))
             else:
                 failures = 0
+                self._speaks.set()
                 self._connected.set(1)
                 self.trouble.ok("heartbeat")
                 self._heard(self, stopped)
-                await asyncio.sleep(self._timings.heartbeat_s)
+                await self._announce()
+                await self._rest()
+
+    async def _heartbeat(self) -> Sequence[AttemptKey]:
+        """Send one; while it is not answered, others get the slots of our polls. It may still be answered."""
+        loop = asyncio.get_running_loop()
+        silence = loop.call_later(self._timings.silent_s, self._fell_silent)
+        try:
+            return await self.coordinator.heartbeat(self._caller, labels=self._labels, stats=self._stats())
+        finally:
+            silence.cancel()
+
+    def _fell_silent(self) -> None:
+        if self._turn_s is None:
+            return  # there is nobody else
+        self._connected.set(0)
+        self._speaks.clear()
+        self._reopen_polls()
+
+    def drain(self) -> None:
+        """Say at once that we take no more tasks."""
+        self._presence = Announced.DRAINING
+        self._said_at = None
+        self._news.set()
+
+    async def leave(self) -> None:
+        """Say that we go; nobody needs to hear it."""
+        self._presence = Announced.LEAVING
+        self._said_at = None
+        await self._announce()
+
+    async def _announce(self) -> None:
+        """Say what a heartbeat has no words for: at first, at each change, and now and then, for they may forget."""
+        now = time.monotonic()
+        if not self._is_understood or (self._said_at is not None and now - self._said_at < ANNOUNCE_EVERY_S):
+            return
+        try:
+            await self.coordinator.announce(self._caller, version=__version__, presence=self._presence)
+        except Unavailable:
+            return  # again with the next heartbeat
+        except SecureDaguError:
+            self._is_understood = False  # a coordinator without our extensions
+        self._said_at = now
+
+    async def _rest(self) -> None:
+        """Wait for the next heartbeat, or until there is something to say."""
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(self._timings.heartbeat_s):
+                await self._news.wait()
+        self._news.clear()
 
     async def poll_forever(self) -> None:
         """Poll for ever, one slot at a time; a claim takes its slot along.
@@ -174,6 +237,8 @@ class Desk:
         """
         failures = 0
         while True:
+            if self._turn_s is not None:
+                await self._speaks.wait()
             await self._slots.acquire()
             claim: Claim | None = None
             pause = 0.0

@@ -6,11 +6,11 @@ import asyncio
 import contextlib
 import uuid
 from collections.abc import Mapping
-from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
 
 import structlog
+from msgspec import Struct
 
 from secure_dagu.dispatch.api import Coordinator
 from secure_dagu.dispatch.model import Caller, Claim, LogStream, StreamIdentity, Task
@@ -28,8 +28,7 @@ from secure_dagu.worker.timings import Timings
 log = structlog.get_logger()
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Tools:
+class Tools(Struct, frozen=True, kw_only=True):
     """What every job of a worker uses."""
 
     caller: Caller
@@ -119,6 +118,9 @@ class Job:
     def log_written(self, step: str, stream: LogStream, path: Path, size: int) -> None:
         """Take notice of output from the runner."""
         self._logs.written(step, stream, path, size)
+
+    def line_logged(self, level: str, message: str, fields: Mapping[str, str]) -> None:
+        """Say nothing: the line travels with the run's log."""
 
     async def perform(self) -> None:
         """Run the task to its end and deliver logs, artifacts and the final status, in this order (section 3.7)."""

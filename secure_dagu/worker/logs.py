@@ -61,9 +61,10 @@ class _Spool:
 class _Call:
     """What one StreamLogs call has sent. Kept apart from the spools, so that a broken call is simply forgotten."""
 
-    __slots__ = ("ended", "is_whole", "queue", "sent", "total")
+    __slots__ = ("began", "ended", "is_whole", "queue", "sent", "total")
 
     def __init__(self, queue: dict[_Spool, None]) -> None:
+        self.began = asyncio.get_running_loop().time()
         self.queue = queue
         """Spools that have something to send, in the order in which they take turns."""
         self.sent: dict[_Spool, int] = {}
@@ -73,7 +74,11 @@ class _Call:
         """True once we have said all that we had to say; an answer before that acknowledges nothing."""
 
     def is_full(self, timings: Timings) -> bool:
-        return self.total >= timings.log_checkpoint_bytes or len(self.sent) >= timings.log_streams_per_call
+        return (
+            self.total >= timings.log_checkpoint_bytes
+            or len(self.sent) >= timings.log_streams_per_call
+            or asyncio.get_running_loop().time() - self.began >= timings.log_call_s
+        )
 
     def may_end(self, spool: _Spool, goal: Goal) -> bool:
         return spool.size > 0 and spool.may_end(goal) and spool not in self.ended

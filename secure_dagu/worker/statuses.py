@@ -60,9 +60,12 @@ class StatusReporter:
         self._wake.set()
 
     async def report_forever(self) -> None:
-        """Report active documents until `close`: the first at once, the next ones at a pace that their size allows."""
+        """Report active documents until `close`, at a pace that their size allows.
+
+        The first one waits a moment: of a run that is over by then, only the final document is worth a call.
+        """
         loop = asyncio.get_running_loop()
-        next_at = 0.0
+        next_at = loop.time() + self._timings.report_first_s
         failures = 0
         while True:
             await self._wake.wait()

@@ -3,17 +3,19 @@
 from __future__ import annotations
 
 import random
-from dataclasses import dataclass
+
+from msgspec import Struct
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Timings:
+class Timings(Struct, frozen=True, kw_only=True):
     """How often a worker does what it repeats, and how long it waits."""
 
     heartbeat_s: float = 1.0
     """Presence and lease renewal: a coordinator declares a lease dead after 30 s (protocol, section 3.8)."""
     poll_pause_s: float = 0.5
     """Pause after an empty poll answer, so that a coordinator that answers nothing cannot make us spin (W8)."""
+    silent_s: float = 0.9
+    """With several coordinators: one that leaves a heartbeat unanswered for so long gets no slot for its polls."""
     poll_turn_s: float = 10.0
     """With several coordinators: how long one open poll may keep a slot from the others."""
     first_retry_s: float = 0.2
@@ -35,6 +37,7 @@ class Timings:
     term after its own restart: a restart of up to three minutes must not end runs. What keeps a second attempt from
     being accepted meanwhile is the lease at the coordinator, not this clock.
     """
+    report_first_s: float = 0.05
     report_every_s: float = 0.2
     report_bytes_per_s: float = 2_000_000.0
     """Active reports carry the whole document: the next one waits size / this rate, so bytes grow with time only."""
@@ -52,6 +55,9 @@ class Timings:
     """After as much in one call, the call is closed to have it acknowledged."""
     log_streams_per_call: int = 64
     """After as many different streams in one call likewise: the coordinator holds a file open for each."""
+    log_call_s: float = 10.0
+    """So old a log call is closed, which acknowledges it: output that never rests must not hold a connection, and the
+    certificate that it was opened with, for ever."""
     log_idle_s: float = 5.0
     """An idle log call is closed, which acknowledges it and survives proxies that cut idle streams."""
     stall_s: float = 30.0

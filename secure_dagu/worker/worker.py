@@ -12,7 +12,7 @@ import structlog
 
 from secure_dagu.dispatch.api import Routes
 from secure_dagu.dispatch.model import Caller, Claim, Owner, RunningTask, WorkerStats
-from secure_dagu.errors import InvalidRequest, SecureDaguError
+from secure_dagu.errors import InvalidRequest, SecureDaguError, Unavailable
 from secure_dagu.run.model import AttemptKey
 from secure_dagu.worker.checks import check_claim
 from secure_dagu.worker.desk import OPEN_POLLS, Desk
@@ -114,6 +114,8 @@ class Worker:
                 await self._finish_jobs()
                 for service in self._services:
                     service.cancel()
+                for desk in self._desks:
+                    group.create_task(desk.leave(), name=f"leave {desk.name}")
         except BaseExceptionGroup as errors:
             raise _only_one(errors) from None
         finally:
@@ -133,11 +135,21 @@ class Worker:
             return
         log.info("worker.draining", running=len(self._jobs))
         self._draining.set()
+        for desk in self._desks:
+            desk.drain()
 
     @property
     def is_ready(self) -> bool:
         """Tell whether this worker takes tasks: some listed coordinator works and we are not draining."""
         return not self._draining.is_set() and any(desk.trouble.works for desk in self._desks)
+
+    def objections(self) -> list[SecureDaguError]:
+        """Return why this worker takes no tasks, for `/ready`; nothing when `is_ready`."""
+        if self.is_ready:
+            return []
+        if self._draining.is_set():
+            return [Unavailable("the worker is draining", why="it was told to stop, and finishes what it runs")]
+        return [desk.trouble.error or Unavailable(f"{desk.name} has not answered yet") for desk in self._desks]
 
     @property
     def running(self) -> int:

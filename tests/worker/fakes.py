@@ -7,9 +7,11 @@ import json
 from collections import deque
 from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
 from contextlib import asynccontextmanager
+from datetime import datetime
 from pathlib import Path
 from typing import Any, TypeVar
 
+from secure_dagu.dispatch.api import Announced
 from secure_dagu.dispatch.model import (
     ACCEPTED,
     NO_KEY,
@@ -39,6 +41,7 @@ from secure_dagu.dispatch.model import (
     WorkerInfo,
     WorkerStats,
 )
+from secure_dagu.dispatch.operating import LinkView, ListedRun, LogPage, RunFilter, Window, WorkerView
 from secure_dagu.errors import InvalidRequest, NotFound, SecureDaguError, Unavailable
 from secure_dagu.run.model import AttemptId, AttemptKey, DagRunRef, RunStatus, attempt_key
 from secure_dagu.runner.api import ChildRuns, RunFolders, RunObserver, RunRequest
@@ -53,6 +56,7 @@ QUICK = Timings(
     heartbeat_s=0.02,
     poll_pause_s=0.02,
     first_retry_s=0.01,
+    report_first_s=0.0,
     outage_cap_s=0.05,
     error_cap_s=0.1,
     hopeless_for_s=0.1,
@@ -108,6 +112,7 @@ class FakeCoordinator:
         self.queue: deque[Claim | None] = deque()
         self._offered = asyncio.Event()
         self.heartbeats: list[WorkerStats] = []
+        self.announced: list[Announced] = []
         self.open_polls = 0
         self.most_open_polls = 0
         self.polls = 0
@@ -136,6 +141,20 @@ class FakeCoordinator:
         self.secrets: dict[str, str] = {}
         self.changed = asyncio.Condition()
         self._broken = asyncio.Event()
+
+    async def announce(self, caller: Caller, *, version: str, presence: Announced) -> None:
+        if self.error is not None:
+            raise self.error
+        self.announced.append(presence)
+
+    async def fleet(self, caller: Caller) -> Sequence[WorkerView]:
+        return ()
+
+    async def drain(self, caller: Caller, *, worker: WorkerId, draining: bool) -> None:
+        pass
+
+    async def links(self, caller: Caller) -> Sequence[LinkView]:
+        return ()
 
     # what tests do
 
@@ -335,6 +354,17 @@ class FakeCoordinator:
         return self.statuses.get(run)
 
     async def runs(self, caller: Caller, *, name: str | None, run_id: str | None, limit: int) -> Sequence[RunSummary]:
+        raise NotImplementedError
+
+    async def find_runs(
+        self, caller: Caller, wanted: RunFilter, *, limit: int, before: tuple[int, str] | None
+    ) -> Sequence[ListedRun]:
+        raise NotImplementedError
+
+    async def count_runs(self, caller: Caller, *, since: datetime, until: datetime | None) -> Mapping[int, int]:
+        raise NotImplementedError
+
+    async def log_page(self, caller: Caller, *, run: DagRunRef, step: str, stream: int, window: Window) -> LogPage:
         raise NotImplementedError
 
     def follow(self, caller: Caller, *, run: DagRunRef, with_logs: bool) -> AsyncIterator[RunEvent]:

@@ -7,13 +7,13 @@ import hashlib
 import os
 import tempfile
 from collections.abc import AsyncIterator
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from msgspec.structs import replace
 
 from secure_dagu.dispatch.model import (
     ACCEPTED,
@@ -257,6 +257,17 @@ async def test_the_newest_document_wins(coordinator: FakeCoordinator) -> None:
         await coordinator.until(lambda: coordinator.reports[-1]["n"] == 99)
         reporter.close()
     assert [report["n"] for report in coordinator.reports] == [1, 99]
+
+
+async def test_a_run_that_is_over_at_once_reports_only_its_end(coordinator: FakeCoordinator) -> None:
+    reporter = make_reporter(coordinator, replace(QUICK, report_first_s=60.0))
+    async with asyncio.timeout(5), asyncio.TaskGroup() as group:
+        reporting = group.create_task(reporter.report_forever())
+        reporter.changed(document(1))
+        reporter.close()
+        await reporting
+        await reporter.deliver(document(2))
+    assert [report["n"] for report in coordinator.reports] == [2]
 
 
 async def test_large_documents_are_reported_less_often(coordinator: FakeCoordinator) -> None:

@@ -6,12 +6,12 @@ import asyncio
 import random
 import tempfile
 from collections.abc import AsyncIterator
-from dataclasses import replace
 from pathlib import Path
 
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from msgspec.structs import replace
 
 from secure_dagu.dispatch.model import Caller, LogPart, LogStream, StreamIdentity, Uploaded
 from secure_dagu.errors import InvalidRequest, PreconditionFailed, SecureDaguError
