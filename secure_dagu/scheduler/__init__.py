@@ -1,0 +1,1 @@
+"""What starts by itself: schedules, queues, automatic retries. One active scheduler among several."""
