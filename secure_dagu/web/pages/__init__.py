@@ -1,0 +1,1 @@
+"""The Web UI: pages made on the server."""

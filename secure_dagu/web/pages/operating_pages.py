@@ -1,0 +1,12 @@
+"""The pages of operating in one place: runs, queues, machines, records and accounts."""
+
+from __future__ import annotations
+
+from fastapi import APIRouter
+
+from secure_dagu.web.pages import accounts, machines, queues, records, runs
+
+
+def operating_routers() -> tuple[APIRouter, ...]:
+    """Return the routers of these pages."""
+    return tuple(module.router for module in (runs, queues, machines, records, accounts))
