@@ -1,0 +1,312 @@
+"""Certificates renew themselves: a worker's over the network, on the CA's own host those that lie there.
+
+A certificate is renewed at a point between a half and two thirds of its lifetime that comes from itself
+(`pki.term`), so machines that started together do not ask together. Time is the wall clock, looked at every minute,
+because a machine that slept has a monotonic clock that slept too. The new pair is written, and whoever watches the
+files takes it into use (`assembly.reload`).
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import random
+from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine, Sequence
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+from typing import Final
+
+import structlog
+from cryptography import x509
+from cryptography.exceptions import InvalidSignature
+from cryptography.hazmat.primitives import hashes
+
+from secure_dagu.assembly import enrolment, recording
+from secure_dagu.assembly.edge import proxy_of
+from secure_dagu.audit.events import Trail
+from secure_dagu.config.load import Loaded, peer_files
+from secure_dagu.config.peers import STANDARD, Insecure, Purpose
+from secure_dagu.config.values import Address
+from secure_dagu.errors import SecureDaguError
+from secure_dagu.link import context, enrol
+from secure_dagu.link.context import ClientPolicy, UnsafePlaintext
+from secure_dagu.link.proxying import Proxy
+from secure_dagu.pki import directory, holder, ledger, pair
+from secure_dagu.pki.authority import utc_now
+from secure_dagu.pki.enrolment import Desk
+from secure_dagu.pki.holder import Granted, Wish
+from secure_dagu.pki.term import Term, read_term
+from secure_dagu.security.identity import NAME
+
+log = structlog.get_logger()
+
+LOOK: Final = timedelta(minutes=1)
+FIRST_RETRY: Final = timedelta(minutes=1)
+LAST_RETRY: Final = timedelta(hours=1)
+TRUST_EVERY: Final = timedelta(minutes=10)
+"""How often a worker asks what to trust: in a rotation it must know the new CA before the coordinator presents it."""
+
+Now = Callable[[], datetime]
+Renew = Callable[[], Awaitable[Granted]]
+
+
+def _utc() -> datetime:
+    return datetime.now(UTC)
+
+
+class Renewal:
+    """One certificate that is renewed in time. `look` does what is due; it is called again after `pause`."""
+
+    def __init__(
+        self, certificate: Path, renew: Renew, *, rejoin: str, now: Now = _utc, ca: Path | None = None
+    ) -> None:
+        """`renew` gets the new pair; `rejoin` is the way back once it is too late, for the log. `ca`: the bundle, whose
+        first CA signs now: a certificate of another one is renewed at once, which ends a rotation of the CA."""
+        self._certificate, self._renew, self._rejoin, self._now, self._ca = certificate, renew, rejoin, now, ca
+        self._moved_to: set[bytes] = set()
+        self._failures = 0
+        self._retry_at: datetime | None = None
+        self._told: datetime | None = None
+
+    async def look(self) -> Granted | None:
+        """Renew if it is due; return the new pair, which is in place. Whatever goes wrong is logged and tried again."""
+        try:
+            term, now = read_term(self._certificate), self._now()
+        except SecureDaguError as problem:
+            log.warning("renewal.failed", **problem.as_dict())
+            return None
+        signer = self._other_signer() if now < term.due_at else None
+        if (now < term.due_at and signer is None) or (self._retry_at is not None and now < self._retry_at):
+            return None
+        if now >= term.not_after:
+            self._say_too_late(term)
+            return None
+        try:
+            granted = await self._renew()
+            await asyncio.to_thread(
+                holder.keep, self._certificate.parent, granted, stem=self._certificate.name.removesuffix(".crt")
+            )
+        except SecureDaguError as problem:
+            self._put_off(term, now, problem)
+            return None
+        self._failures, self._retry_at = 0, None
+        if signer is not None:
+            self._moved_to.add(signer)  # once for each: a bundle may be in an order of its own
+        log.info("renewal.done", identity=granted.identity.uri, until=f"{granted.not_after:%Y-%m-%d %H:%M}Z")
+        return granted
+
+    @property
+    def pause(self) -> float:
+        """Return the seconds until the next look: a minute, less for certificates that live for minutes."""
+        with contextlib.suppress(SecureDaguError):
+            term = read_term(self._certificate)
+            return max(1.0, min(LOOK.total_seconds(), (term.not_after - term.begins_at).total_seconds() / 60))
+        return LOOK.total_seconds()
+
+    def _other_signer(self) -> bytes | None:
+        """Return the CA that signs now if it is another than ours and was not moved to before."""
+        if self._ca is None:
+            return None
+        try:
+            leaf = x509.load_pem_x509_certificate(self._certificate.read_bytes())
+            first, *others = x509.load_pem_x509_certificates(self._ca.read_bytes())
+        except (OSError, ValueError):
+            return None
+        signer = first.fingerprint(hashes.SHA256())
+        if not others or signer in self._moved_to:
+            return None
+        try:
+            leaf.verify_directly_issued_by(first)
+        except (ValueError, TypeError, InvalidSignature):
+            return signer
+        return None
+
+    def _put_off(self, term: Term, now: datetime, problem: SecureDaguError) -> None:
+        self._failures += 1
+        left = term.not_after - now
+        wait = min(FIRST_RETRY * 2 ** min(self._failures - 1, 10), LAST_RETRY, left / 10)
+        self._retry_at = now + wait * random.uniform(0.5, 1.0)  # noqa: S311 - spreads load, protects nothing
+        log.warning(
+            "renewal.failed",
+            identity=term.identity,
+            until=f"{term.not_after:%Y-%m-%d %H:%M}Z",
+            retry_at=f"{self._retry_at:%Y-%m-%d %H:%M:%S}Z",
+            **problem.as_dict(),
+        )
+
+    def _say_too_late(self, term: Term) -> None:
+        if self._told == term.not_after:
+            return
+        self._told = term.not_after
+        log.error(
+            "renewal.too_late",
+            identity=term.identity,
+            why=f"the certificate ended on {term.not_after:%Y-%m-%d %H:%M}Z, and only a valid one can be renewed",
+            fix=self._rejoin,
+        )
+
+
+async def ask(policy: ClientPolicy, coordinators: Sequence[Address], proxy: Proxy | None) -> Granted:
+    """Renew the certificate of a policy at the first coordinator that does it.
+
+    Raises:
+        SecureDaguError: of the last one that was asked.
+    """
+    wish, last = Wish(), None
+    for address in coordinators:
+        try:
+            return wish.granted(await enrol.ask(policy, address.host, address.port, wish.to_renew(), proxy=proxy))
+        except SecureDaguError as problem:
+            last = problem
+    assert last is not None, "there is a coordinator"
+    raise last
+
+
+async def ask_trust(policy: ClientPolicy, coordinators: Sequence[Address], ca: Path, proxy: Proxy | None) -> None:
+    """Bring a CA bundle up to date; says nothing when no coordinator answers, for the next time will do."""
+    for address in coordinators:
+        try:
+            answer = await enrol.ask(policy, address.host, address.port, holder.TRUST_REQUEST, proxy=proxy)
+            said = holder.read_answer(answer)
+            is_new = bool(said.ca) and holder.keep_trust(ca, said.ca.encode())
+            if is_new:
+                log.info("trust.updated", file=str(ca), coordinator=str(address))
+        except SecureDaguError as problem:
+            log.debug("trust.not_asked", coordinator=str(address), why=str(problem))
+        else:
+            return
+
+
+def rejoin_words(identity_or_name: str, role: str = "worker") -> str:
+    """Return how a machine comes back whose certificate has ended."""
+    name = identity_or_name.rpartition("/")[2]
+    what = f"--worker {name}" if role == "worker" else f"--role {role} --name {name}"
+    return f"`secure-dagu join LINE`, LINE being what `secure-dagu pki token {what}` prints on the coordinator's host"
+
+
+@contextlib.asynccontextmanager
+async def worker_kept_renewed(
+    loaded: Loaded, policy: Callable[[], ClientPolicy | UnsafePlaintext]
+) -> AsyncIterator[None]:
+    """Renew a worker's certificate for the time of the context.
+
+    Only where it lies in the standard place: files that `peer.*` names are somebody else's to renew.
+    """
+    files = peer_files(loaded, Purpose.WORKER)
+    if isinstance(files, Insecure) or files.source != STANDARD:
+        yield
+        return
+    coordinators, proxy = loaded.settings.worker.coordinators, proxy_of(loaded)
+
+    def current() -> ClientPolicy:
+        now = policy()
+        assert isinstance(now, ClientPolicy), "a process does not change to plaintext"
+        return now
+
+    renewal = Renewal(
+        files.cert,
+        lambda: ask(current(), coordinators, proxy),
+        rejoin=rejoin_words(loaded.settings.worker.id.partition("@")[0]),
+        ca=files.ca,
+    )
+    async with _until_left(_keep(renewal, lambda: ask_trust(current(), coordinators, files.ca, proxy))):
+        yield
+
+
+@contextlib.asynccontextmanager
+async def own_kept_renewed(loaded: Loaded, desk: Desk | None, trail: Trail) -> AsyncIterator[None]:
+    """Renew what lies on the CA's own host, the coordinator's certificate and the operator's, for the time of the
+    context."""
+    if desk is None:
+        yield
+        return
+    async with contextlib.AsyncExitStack() as stack:
+        for path in _own(loaded):
+            renewal = Renewal(
+                path,
+                lambda path=path: _sign_here(desk, path, trail),  # type: ignore[misc]
+                rejoin=f"restart the coordinator, or `secure-dagu pki renew {path.stem}`",
+            )
+            await stack.enter_async_context(_until_left(_keep(renewal, None)))
+        yield
+
+
+async def operator_renewed(loaded: Loaded) -> None:
+    """Renew an operator's certificate before a command if it is due; a command does not fail for want of it."""
+    files = peer_files(loaded, Purpose.OPERATOR)
+    if isinstance(files, Insecure) or files.source != STANDARD or directory.ca_key_file(loaded.home.pki_dir).exists():
+        return  # where the CA is, the coordinator renews it
+    try:
+        term = read_term(files.cert)
+        if not term.due_at <= utc_now() < term.not_after:
+            return
+        policy = context.client_policy(cert=files.cert, key=files.key, ca=files.ca)
+        granted = await ask(policy, loaded.settings.client.coordinators[:1], proxy_of(loaded))
+        holder.keep(files.cert.parent, granted, stem=files.cert.stem)
+    except SecureDaguError as problem:
+        log.debug("renewal.failed", **problem.as_dict())
+
+
+def finish_interrupted(loaded: Loaded, stem: str) -> None:
+    """Complete a renewal that a crash interrupted between its two files (`pki.pair`), before they are read."""
+    if NAME.fullmatch(stem):
+        pair.finish(loaded.home.pki_dir, stem)
+
+
+def renew_ended(loaded: Loaded, desk: Desk | None) -> None:
+    """Renew, before it is loaded, what lies on the CA's own host and has ended: a machine that slept needs no help.
+
+    Raises:
+        SecureDaguError: it cannot be renewed.
+    """
+    for path in _own(loaded) if desk is not None else ():
+        term = read_term(path)
+        if utc_now() < term.not_after or desk is None:
+            continue
+        wish = Wish()
+        with recording.commands_trail(loaded.home) as record, ledger.watched(lambda e: record(recording.of_ledger(e))):
+            granted = wish.granted(desk.renew_here(term, wish.to_renew(), now=utc_now()).document)
+        holder.keep(path.parent, granted, stem=path.stem)
+        log.warning("renewal.done_late", identity=granted.identity.uri, ended=f"{term.not_after:%Y-%m-%d %H:%M}Z")
+
+
+def _own(loaded: Loaded) -> tuple[Path, ...]:
+    files = peer_files(loaded, Purpose.COORDINATOR)
+    if isinstance(files, Insecure) or files.source != STANDARD:
+        return ()
+    return tuple(
+        path
+        for stem in (directory.COORDINATOR, directory.OPERATOR)
+        if (path := loaded.home.pki_dir / f"{stem}.crt").exists()
+    )
+
+
+async def _sign_here(desk: Desk, path: Path, trail: Trail) -> Granted:
+    wish = Wish()
+    record = enrolment.from_thread(trail, asyncio.get_running_loop(), recording.of_ledger)
+
+    def sign() -> bytes:
+        with ledger.watched(record):
+            return desk.renew_here(read_term(path), wish.to_renew(), now=utc_now()).document
+
+    return wish.granted(await asyncio.to_thread(sign))
+
+
+async def _keep(renewal: Renewal, ask_trust_too: Callable[[], Awaitable[None]] | None) -> None:
+    asked_at = _utc()
+    while True:
+        await renewal.look()
+        if ask_trust_too is not None and not timedelta() <= _utc() - asked_at < TRUST_EVERY:
+            asked_at = _utc()
+            await ask_trust_too()
+        await asyncio.sleep(renewal.pause * random.uniform(0.8, 1.0))  # noqa: S311 - as above
+
+
+@contextlib.asynccontextmanager
+async def _until_left(work: Coroutine[None, None, None]) -> AsyncIterator[None]:
+    async with asyncio.TaskGroup() as group:
+        task = group.create_task(work, name="renew certificates")
+        try:
+            yield
+        finally:
+            task.cancel()
