@@ -7,7 +7,8 @@ import json
 from pathlib import Path, PurePosixPath
 from typing import TYPE_CHECKING
 
-from secure_dagu.cli import remote, render
+from secure_dagu.cli import remote
+from secure_dagu.cli.text import safe, table
 from secure_dagu.errors import IntegrityViolation, NotFound
 
 if TYPE_CHECKING:
@@ -47,9 +48,7 @@ async def run(args: argparse.Namespace) -> int:
         elif args.out:
             print("\n".join(str(Path(args.out) / item.path) for item in found))
         else:
-            print(
-                "\n".join(render.table([("SIZE", "PATH"), *((str(i.size_bytes), render.safe(i.path)) for i in found)]))
-            )
+            print("\n".join(table([("SIZE", "PATH"), *((str(i.size_bytes), safe(i.path)) for i in found)])))
     return 0
 
 
@@ -63,7 +62,7 @@ async def _fetch(coordinator: Coordinator, caller: Caller, ref: DagRunRef, path:
     target = out.joinpath(*parts)
     target.parent.mkdir(parents=True, exist_ok=True)
     partial = target.with_name(target.name + ".part")
-    with partial.open("wb") as file, Progress(render.safe(path), total=total) as progress:
+    with partial.open("wb") as file, Progress(safe(path), total=total) as progress:
         async for piece in progress.count(coordinator.read_artifact(caller, run=ref, path=path)):
             file.write(piece)
     partial.replace(target)

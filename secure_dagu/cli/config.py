@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import argparse
+import sys
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from secure_dagu.cli import flags, output
@@ -14,12 +16,12 @@ if TYPE_CHECKING:
 SUMMARY = "Check or show the configuration."
 EXAMPLE = "secure-dagu config check coordinator --coordinator.advertise=ci.example.com"
 PURPOSES = ("coordinator", "worker", "operator")
-_SECTIONS = ("coordinator", "worker", "peer", "client")
+_SECTIONS = ("coordinator", "worker", "peer", "policy", "client", "audit")
 
 
 def add(parser: argparse.ArgumentParser) -> None:
     """Declare the arguments."""
-    actions = parser.add_subparsers(dest="action", metavar="ACTION", required=True, title="actions")
+    actions = parser.add_subparsers(dest="action", metavar="ACTION", title="actions (default: list where things are)")
     check = actions.add_parser("check", help="validate everything, with certificate files; exit 3 if it cannot work")
     check.add_argument(
         "purposes",
@@ -37,7 +39,7 @@ def add(parser: argparse.ArgumentParser) -> None:
 
 
 async def run(args: argparse.Namespace) -> int:
-    """Do the action."""
+    """Do the action; without one, list where things are."""
     if args.action == "docs":
         from secure_dagu.config.reference import configuration_page
 
@@ -48,7 +50,34 @@ async def run(args: argparse.Namespace) -> int:
     loaded = load(args)
     for warning in loaded.warnings:
         output.say(f"warning: {output.visible(warning)}")
+    if args.action is None:
+        return _list(loaded)
     return _show(loaded, as_json=args.json) if args.action == "show" else _check(loaded, args)
+
+
+def _list(loaded: Loaded) -> int:
+    """Print where this host keeps things, and where this program is (command line reference, section 4)."""
+    paths = loaded.settings.paths
+    data = paths.data_dir
+    rows = {
+        "Base config": paths.base_config,
+        "DAGs directory": paths.dags_dir,
+        "DAG runs": paths.dag_runs_dir,
+        "DAG-run work directory": paths.dag_run_work_dir,
+        "Data directory": data,
+        "Tools directory": data / "tools",
+        "Log directory": paths.log_dir,
+        "Admin logs": paths.admin_logs_dir,
+        "Suspend flags": paths.suspend_flags_dir,
+        "Queue": paths.queue_dir,
+        "Processes": data / "proc",
+        "Service registry": paths.service_registry_dir,
+        "Executable": Path(sys.argv[0]).absolute(),
+    }
+    width = max(map(len, rows)) + 1
+    for label, path in rows.items():
+        print(output.visible(f"{label + ':':<{width}} {path}"))
+    return 0
 
 
 def _show(loaded: Loaded, *, as_json: bool) -> int:

@@ -12,7 +12,7 @@ EXAMPLE = "secure-dagu coordinator --coordinator.host=0.0.0.0 --coordinator.adve
 
 def add(parser: argparse.ArgumentParser) -> None:
     """Declare the arguments."""
-    service.add_flags(parser, ("coordinator", "peer"))
+    service.add_flags(parser, ("coordinator", "peer", "policy", "audit", "pki"))
 
 
 async def run(args: argparse.Namespace) -> int:

@@ -6,15 +6,17 @@ import argparse
 import json
 import sys
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
-from secure_dagu.cli import remote, render
+from secure_dagu.cli import remote
+from secure_dagu.cli.text import safe
 from secure_dagu.errors import DefinitionError
 
 if TYPE_CHECKING:
     from secure_dagu.dag.model import Definition
     from secure_dagu.dispatch.api import Coordinator
     from secure_dagu.dispatch.model import BundleRef, Caller, Task
+    from secure_dagu.local.runs import Start
 
 SUMMARY = "Send a workflow to a coordinator; with --follow, see its steps and log live."
 EXAMPLE = "secure-dagu dispatch etl.yaml --follow -- YEAR=2025"
@@ -35,13 +37,14 @@ def add(parser: argparse.ArgumentParser) -> None:
 
 async def run(args: argparse.Namespace) -> int:
     """Dispatch; with --follow the exit code is 0 only for a successful run."""
+    from secure_dagu.cli import render
     from secure_dagu.run.model import RunStatus
 
     path = Path(args.file)
     base_config = remote.base_config(args)
     definition = _load(path, args.name, base_config)
     async with remote.connect(args) as (coordinator, caller):
-        from secure_dagu.assembly import new_run_id
+        from secure_dagu.local.run_ids import new_run_id
 
         bundle = await _send_bundle(coordinator, caller, path, definition)
         task = _task(args, path, definition, bundle, base_config=base_config, run_id=args.run_id or new_run_id())
@@ -63,9 +66,55 @@ async def run(args: argparse.Namespace) -> int:
         if args.json:
             print(json.dumps({"run": render.run_as_json(follower.document)}, ensure_ascii=False))
         else:
-            error = f": {render.safe(document['error'])}" if document.get("error") else ""
+            error = f": {safe(document['error'])}" if document.get("error") else ""
             print(f"{status.title}{error}", flush=True)
         return 0 if status.is_success else 1
+
+
+async def run_to_end(args: argparse.Namespace, start: Start) -> dict[str, Any]:
+    """Dispatch a run and return its last status document; SIGINT and SIGTERM cancel it."""
+    import asyncio
+
+    from secure_dagu.cli import workflow
+    from secure_dagu.dispatch.model import Operation, Task
+    from secure_dagu.dispatch.retrying import told_at_start
+
+    dag, path = start.loaded.main, Path(start.source_file)
+    said = workflow.echo_of(args, workflow.settings_of(args))
+    async with remote.connect(args) as (coordinator, caller), workflow.stop_on_signals() as stop:
+        task = Task(
+            operation=Operation.START,
+            previous_status=told_at_start(start.trigger, is_retried=False),
+            run=start.run,
+            root=start.run,
+            definition=start.loaded.text,
+            params=start.params,
+            worker_selector=dict(dag.worker_selector or {}),
+            labels=",".join(start.labels),
+            base_config=start.base_config,
+            schedule_time=start.schedule_time,
+            queue_name=dag.queue,
+            source_file=start.source_file,
+            bundle=await _send_bundle(coordinator, caller, path, start.loaded),
+            profile_name=start.profile,
+            trigger_actor=start.actor,
+            definition_id=path.stem,
+        )
+        accepted = await coordinator.dispatch(caller, task)
+        said("INFO", "Dispatched dag-run", {"dag": accepted.run.name, "run-id": accepted.run.run_id})
+        document = ""
+
+        async def cancel() -> None:
+            await stop.wait()
+            await coordinator.cancel(caller, run=accepted.run, root=None)
+
+        async with asyncio.TaskGroup() as group:
+            cancelling = group.create_task(cancel(), name="cancel")
+            async for event in coordinator.follow(caller, run=accepted.run, with_logs=False):
+                document = event.status or document
+            cancelling.cancel()
+    final: dict[str, Any] = json.loads(document)
+    return final
 
 
 def _load(path: Path, name: str | None, base_config: str) -> Definition:
@@ -118,26 +167,29 @@ def _task(
     base_config: str,
     run_id: str,
 ) -> Task:
+    from secure_dagu.cli import workflow
+    from secure_dagu.dag.declarations import caller_labels
     from secure_dagu.dispatch.model import Operation, Task, WorkerId
-    from secure_dagu.run.model import DagRunRef
+    from secure_dagu.dispatch.retrying import told_at_start
+    from secure_dagu.run.model import DagRunRef, TriggerType
 
     dag = definition.main
     ref = DagRunRef(dag.name, run_id)
-    labels = [*dag.labels, *(label.strip() for label in args.labels.split(",") if label.strip())]
     return Task(
         operation=Operation.START,
+        previous_status=told_at_start(TriggerType.MANUAL, is_retried=False),
         run=ref,
         root=ref,
         definition=definition.text,
-        params=args.params_text or " ".join(args.params),
+        params=workflow.caller_params(args),
         worker_selector=dict(dag.worker_selector or {}),
         target_worker=WorkerId(args.target_worker) if args.target_worker else None,
-        labels=",".join(labels),
+        labels=",".join(dict.fromkeys((*dag.labels, *caller_labels(args.labels)))),
         base_config=base_config,
         queue_name=dag.queue,
         source_file=str(path.resolve()),
         bundle=bundle,
-        trigger_actor=remote.actor(args),
+        trigger_actor=workflow.actor(),
         definition_id=path.stem,
     )
 

@@ -6,6 +6,7 @@ import argparse
 from collections.abc import Iterable, Sequence
 
 from secure_dagu.config.settings import all_settings
+from secure_dagu.config.values import boolean
 
 
 def add_common_flags(parser: argparse.ArgumentParser) -> None:
@@ -23,6 +24,10 @@ def add_common_flags(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "-q", "--quiet", action="store_true", default=argparse.SUPPRESS, help="no summary and no log lines, only errors"
     )
+    # One server is known here; scripts that name it go on working.
+    parser.add_argument("--context", default=argparse.SUPPRESS, help=argparse.SUPPRESS)
+    # Dagu's profiler for its own authors: scripts may say it, and it means nothing here.
+    parser.add_argument("--cpu-profile", action="store_true", default=argparse.SUPPRESS, help=argparse.SUPPRESS)
 
 
 def add_settings_flags(parser: argparse.ArgumentParser, sections: Iterable[str]) -> None:
@@ -45,7 +50,45 @@ def add_settings_flags(parser: argparse.ArgumentParser, sections: Iterable[str])
                 )
 
 
-def spell_out_booleans(argv: Sequence[str]) -> list[str]:
-    """Return the arguments with each bare boolean settings flag as `--flag=true`: its value never is the next word."""
+def spell_out(words: Sequence[str], parser: argparse.ArgumentParser) -> list[str]:
+    """Return the words with each flag and its value as one: scripts count on how Dagu's flag library reads them.
+
+    A flag that takes a value takes the next word, whatever that looks like (`--params -x`). One that takes none may be
+    given as `--x=false`, which takes an earlier `--x` back; a bare boolean setting is true.
+    """
     bare = {item.flag for item in all_settings().values() if item.is_bool and item.flag}
-    return [f"{word}=true" if word in bare else word for word in argv]
+    spelled: list[str] = []
+    rest = iter(words)
+    for word in rest:
+        name, equals, value = word.partition("=")
+        flag = _flags(parser).get(name)
+        if flag is None:
+            spelled.append(word)
+            parser = parsers_below(parser).get(word, parser)
+        elif flag.nargs == 0 and equals:
+            spelled = [one for one in spelled if _flags(parser).get(one) is not flag]
+            try:
+                spelled.extend([name] if boolean(value) else [])
+            except ValueError as problem:
+                parser.error(f"invalid argument for {name}: {problem}")
+        elif flag.nargs == 0 or equals:
+            spelled.append(word)
+        elif name in bare:
+            spelled.append(f"{name}=true")
+        else:
+            following = next(rest, None)
+            spelled.append(word if following is None else f"{name}={following}")
+    return spelled
+
+
+def parsers_below(parser: argparse.ArgumentParser) -> dict[str, argparse.ArgumentParser]:
+    """Return the parsers of a command's own commands, by name."""
+    found: dict[str, argparse.ArgumentParser] = {}
+    for action in parser._actions:
+        if isinstance(action, argparse._SubParsersAction):
+            found.update(action.choices)
+    return found
+
+
+def _flags(parser: argparse.ArgumentParser) -> dict[str, argparse.Action]:
+    return parser._option_string_actions  # argparse has no public list of them

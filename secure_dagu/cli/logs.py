@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 import sys
 
-from secure_dagu.cli import remote, render
+from secure_dagu.cli import remote
 from secure_dagu.errors import InvalidRequest
 
 SUMMARY = "Print the log of a run or of one step; with --follow, as it grows."
@@ -24,6 +24,7 @@ def add(parser: argparse.ArgumentParser) -> None:
 
 async def run(args: argparse.Namespace) -> int:
     """Copy the log to standard output."""
+    from secure_dagu.cli import render
     from secure_dagu.dispatch.model import LogStream
 
     if args.follow and (args.step or args.stderr):

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import argparse
 import difflib
+import errno
 import re
 import secrets
 import sys
@@ -19,10 +20,12 @@ from typing import Any, NoReturn, Protocol, cast
 
 from secure_dagu import __version__
 from secure_dagu.cli import flags, output
-from secure_dagu.errors import SecureDaguError
+from secure_dagu.errors import InvalidRequest, SecureDaguError, Unavailable
 
 _INVALID_CHOICE = re.compile(r"argument (?P<what>\w+): invalid choice: '(?P<word>.*)' \(choose from (?P<choices>.*)\)")
 _WORD = re.compile(r"[\w-]+")
+
+_FULL = (errno.ENOSPC, errno.EDQUOT)  # whatever was written where: no mistake of ours
 
 BUG = 70
 USAGE = 2
@@ -34,24 +37,59 @@ EXIT_CODES = """exit codes:
 
 @dataclass(frozen=True, slots=True)
 class Command:
-    """Where a command lives, and whether it talks to the network and so runs on uvloop."""
+    """Where a command lives, whether it moves many bytes and so runs on uvloop, and how it fails.
+
+    Workflow commands fail as scripts expect of them (command line reference, section 1): exit code 1 for everything,
+    `Error: …` on standard error.
+    """
 
     module: str
     uses_network: bool = False
+    is_workflow: bool = False
 
 
 COMMANDS = {
+    "start": Command("secure_dagu.cli.start", is_workflow=True),
+    "dry": Command("secure_dagu.cli.dry", is_workflow=True),
+    "validate": Command("secure_dagu.cli.validate", is_workflow=True),
+    "enqueue": Command("secure_dagu.cli.enqueue", is_workflow=True),
+    "dequeue": Command("secure_dagu.cli.dequeue", is_workflow=True),
+    "exec": Command("secure_dagu.cli.exec", is_workflow=True),
+    "retry": Command("secure_dagu.cli.retry", is_workflow=True),
+    "restart": Command("secure_dagu.cli.restart", is_workflow=True),
+    "stop": Command("secure_dagu.cli.stop", is_workflow=True),
+    "human-task": Command("secure_dagu.cli.human_task", is_workflow=True),
+    "status": Command("secure_dagu.cli.status", is_workflow=True),
+    "history": Command("secure_dagu.cli.history", is_workflow=True),
+    "ls": Command("secure_dagu.cli.ls", is_workflow=True),
+    "ps": Command("secure_dagu.cli.ps", is_workflow=True),
+    "rm": Command("secure_dagu.cli.rm", is_workflow=True),
+    "cleanup": Command("secure_dagu.cli.cleanup", is_workflow=True),
+    "schema": Command("secure_dagu.cli.schema", is_workflow=True),
+    "example": Command("secure_dagu.cli.example", is_workflow=True),
+    "profile": Command("secure_dagu.cli.profile", is_workflow=True),
+    "start-all": Command("secure_dagu.cli.start_all", uses_network=True),
+    "server": Command("secure_dagu.cli.server", uses_network=True),
+    "scheduler": Command("secure_dagu.cli.scheduler", uses_network=True),
     "coordinator": Command("secure_dagu.cli.coordinator", uses_network=True),
     "worker": Command("secure_dagu.cli.worker", uses_network=True),
     "dispatch": Command("secure_dagu.cli.dispatch", uses_network=True),
-    "status": Command("secure_dagu.cli.status", uses_network=True),
     "logs": Command("secure_dagu.cli.logs", uses_network=True),
     "artifacts": Command("secure_dagu.cli.artifacts", uses_network=True),
     "workers": Command("secure_dagu.cli.workers", uses_network=True),
+    "drain": Command("secure_dagu.cli.drain", uses_network=True),
     "cancel": Command("secure_dagu.cli.cancel", uses_network=True),
+    "up": Command("secure_dagu.cli.up", uses_network=True),
+    "join": Command("secure_dagu.cli.join", uses_network=True),
     "pki": Command("secure_dagu.cli.pki"),
+    "health": Command("secure_dagu.cli.health", uses_network=True),
+    "doctor": Command("secure_dagu.cli.doctor"),
+    "policy": Command("secure_dagu.cli.policy"),
+    "exception": Command("secure_dagu.cli.exception"),
+    "audit": Command("secure_dagu.cli.audit"),
     "config": Command("secure_dagu.cli.config"),
     "completion": Command("secure_dagu.cli.completion"),
+    "help": Command("secure_dagu.cli.help", is_workflow=True),
     "version": Command("secure_dagu.cli.version"),
 }
 """Name → command, in the order of `--help`. One whose module is not part of this build is not listed."""
@@ -93,6 +131,7 @@ class Parser(argparse.ArgumentParser):
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the command line; return the exit code."""
+    output.open_closed_streams()
     words = list(sys.argv[1:] if argv is None else argv)
     as_json = "--json" in words
     try:
@@ -101,10 +140,11 @@ def main(argv: Sequence[str] | None = None) -> int:
         return _print_usage_error(problem, as_json=as_json)
     except SystemExit as done:  # argparse, after --help
         return done.code if isinstance(done.code, int) else USAGE
-    return outcome(lambda: _run(args), as_json=getattr(args, "json", False))
+    is_workflow = COMMANDS[args.command].is_workflow
+    return outcome(lambda: _run(args), as_json=getattr(args, "json", False), is_workflow=is_workflow)
 
 
-def outcome(run: Callable[[], int], *, as_json: bool) -> int:
+def outcome(run: Callable[[], int], *, as_json: bool, is_workflow: bool = False) -> int:
     """Return the exit code of a command, after saying what went wrong if something did (conventions, "Errors")."""
     try:
         code = run()
@@ -112,7 +152,8 @@ def outcome(run: Callable[[], int], *, as_json: bool) -> int:
     except BrokenPipeError:
         return _reader_is_gone()
     except BaseException as problem:  # the process edge
-        return _print_problem(problem, as_json=as_json)
+        code = _print_problem(problem, as_json=as_json, is_workflow=is_workflow)
+        return 1 if is_workflow and code != INTERRUPTED else code
     return code
 
 
@@ -122,14 +163,16 @@ def parse(words: Sequence[str]) -> argparse.Namespace:
     Raises:
         UsageError: with the nearest known word for one that is misspelt.
     """
-    parser = build_parser()
+    parser = build_parser(_command_of(words))
     if _is_completing():
         import argcomplete  # only a shell that asks for completions needs it
 
         argcomplete.autocomplete(parser)
     own, params = _split(words)
-    args, unknown = parser.parse_known_args(flags.spell_out_booleans(own))
-    if unknown:
+    args, unknown = parser.parse_known_args(flags.spell_out(own, parser))
+    if isinstance(getattr(args, "dag", None), list) and not any(word.startswith("-") for word in unknown):
+        args.dag += unknown  # argparse takes no words on both sides of a flag
+    elif unknown:
         raise UsageError(_about(unknown[0], args.parser), args.parser)
     if args.command is None:
         parser.print_help()
@@ -141,8 +184,8 @@ def parse(words: Sequence[str]) -> argparse.Namespace:
     return args
 
 
-def build_parser() -> Parser:
-    """Return the parser of the whole program."""
+def build_parser(only: str = "") -> Parser:
+    """Return the parser of the whole program, or of one command: its file alone is imported then."""
     parser = Parser(
         prog="secure-dagu",
         description="Run Dagu workflows on many machines, every connection proven on both sides.",
@@ -152,7 +195,7 @@ def build_parser() -> Parser:
     flags.add_common_flags(parser)
     listed = parser.add_subparsers(dest="command", metavar="COMMAND", title="commands")
     for name, command in COMMANDS.items():
-        if find_spec(command.module) is None:
+        if (only and name != only) or find_spec(command.module) is None:
             continue
         module = cast(CommandModule, import_module(command.module))
         one = listed.add_parser(
@@ -169,6 +212,13 @@ def build_parser() -> Parser:
 
 def _run(args: argparse.Namespace) -> int:
     args.quiet = getattr(args, "quiet", False)
+    if (context := getattr(args, "context", "local")) != "local":
+        raise InvalidRequest(
+            f'context "{context}" not found', why="there is only the local context yet",
+            fix="run the command on that host, or call its REST API",
+        )  # fmt: skip
+    if getattr(args, "cpu_profile", False):
+        output.say("warning: --cpu-profile means nothing here")
     running = cast(CommandModule, args.module).run(args)
     if COMMANDS[args.command].uses_network:
         import uvloop  # pays off only where many bytes move
@@ -177,6 +227,16 @@ def _run(args: argparse.Namespace) -> int:
     import asyncio  # a third of the time that --help would take
 
     return asyncio.run(running)
+
+
+def _command_of(words: Sequence[str]) -> str:
+    """Return the command that the words name, empty when that is not plain: no word, a wrong one, the whole help."""
+    before = ""
+    for word in words:
+        if not word.startswith("-") and before not in ("-c", "--config", "--dagu-home", "--context"):
+            return word if word in COMMANDS and not _is_completing() else ""
+        before = word
+    return ""
 
 
 def _split(words: Sequence[str]) -> tuple[list[str], list[str] | None]:
@@ -204,28 +264,33 @@ def _nearest(word: str, words: Sequence[str]) -> str:
 
 
 def _print_usage_error(problem: UsageError, *, as_json: bool) -> int:
-    message = str(problem)
+    message, prog = str(problem), problem.parser.prog
+    command = prog.partition(" ")[2]
+    # An unknown command and the workflow commands answer as scripts expect it.
+    is_workflow = not command or (command in COMMANDS and COMMANDS[command].is_workflow)
     if wrong := _INVALID_CHOICE.fullmatch(message):
         what = "command" if wrong["what"] == "COMMAND" else wrong["what"]
         message = f"unknown {what} {wrong['word']!r}{_nearest(wrong['word'], _WORD.findall(wrong['choices']))}"
-    fix = f"see `{problem.parser.prog} --help`"
+    fix = f"see `{prog} --help`"
     if as_json:
         output.print_json({"error": {"code": "usage", "what": message, "why": "", "fix": fix}})
+    elif is_workflow:
+        output.say(output.visible(f"Error: {message}" + ("" if command else f"\nRun '{prog} --help' for usage.")))
     else:
         output.say(output.visible(f"error: {message}\n  fix: {fix}"))
-    return USAGE
+    return 1 if is_workflow else USAGE
 
 
-def _print_problem(problem: BaseException, *, as_json: bool) -> int:
+def _print_problem(problem: BaseException, *, as_json: bool, is_workflow: bool) -> int:
     ours = _ours(problem)
     if ours is not None:
-        output.print_error(ours, as_json=as_json)
+        output.print_error(ours, as_json=as_json, as_line=is_workflow)
         return ours.exit_code
     if any(isinstance(leaf, KeyboardInterrupt) for leaf in _leaves(problem)):
         return INTERRUPTED
     from secure_dagu.config.load import wants_debug
 
-    output.print_bug(problem, number=secrets.token_hex(4), is_debug=wants_debug(), as_json=as_json)
+    output.print_bug(problem, number=secrets.token_hex(4), is_debug=wants_debug(), as_json=as_json, as_line=is_workflow)
     return BUG
 
 
@@ -233,7 +298,12 @@ def _ours(problem: BaseException) -> SecureDaguError | None:
     """Return the error to tell if all that went wrong is ours: a TaskGroup wraps what its tasks raise."""
     leaves = _leaves(problem)
     ours = [leaf for leaf in leaves if isinstance(leaf, SecureDaguError)]
-    return ours[0] if ours and len(ours) == len(leaves) else None
+    if ours and len(ours) == len(leaves):
+        return ours[0]
+    full = [leaf for leaf in leaves if isinstance(leaf, OSError) and leaf.errno in _FULL]
+    if full and len(full) == len(leaves):
+        return Unavailable("nothing more can be written", why=full[0].strerror or "", fix="make room on the disk")
+    return None
 
 
 def _leaves(problem: BaseException) -> list[BaseException]:

@@ -3,11 +3,24 @@
 from __future__ import annotations
 
 import json
+import os
 import sys
 import traceback
 from typing import Any
 
 from secure_dagu.errors import SecureDaguError
+
+
+def open_closed_streams() -> None:
+    """Put /dev/null where standard input, output or error is closed (`>&-`).
+
+    The next file that is opened would otherwise become the standard output of everything that runs here.
+    """
+    while (number := os.open(os.devnull, os.O_RDWR)) < 3:
+        os.set_inheritable(number, True)
+    os.close(number)
+    sys.stdout = sys.stdout or os.fdopen(1, "w", closefd=False)
+    sys.stderr = sys.stderr or os.fdopen(2, "w", closefd=False)
 
 
 def print_json(document: Any) -> None:
@@ -25,17 +38,21 @@ def visible(text: str) -> str:
     return "".join(char if char.isprintable() or char == "\n" else f"\\x{ord(char):02x}" for char in text)
 
 
-def print_error(error: SecureDaguError, *, as_json: bool) -> None:
-    """Print one of our errors: what, why, fix."""
+def print_error(error: SecureDaguError, *, as_json: bool, as_line: bool = False) -> None:
+    """Print one of our errors: what, why, fix; `as_line` is the form of the workflow commands, `Error: what: why`."""
     if as_json:
         print_json({"error": error.as_dict()})
         return
-    lines = [f"error: {error.what}"]
+    if as_line:
+        say(visible(f"Error: {error}" + (f"\n  fix: {error.fix}" if error.fix else "")))
+        return
+    reason = f" ({error.reason})" if error.reason and f"({error.reason})" not in error.what else ""
+    lines = [f"error: {error.what}{reason}"]
     lines += [f"  {word}: {text}" for word, text in (("why", error.why), ("fix", error.fix)) if text]
     say(visible("\n".join(lines)))
 
 
-def print_bug(problem: BaseException, *, number: str, is_debug: bool, as_json: bool) -> None:
+def print_bug(problem: BaseException, *, number: str, is_debug: bool, as_json: bool, as_line: bool = False) -> None:
     """Print an unexpected error: an id for the report; the rest only when debugging, for it may hold values."""
     if is_debug:
         traceback.print_exception(problem)
@@ -44,4 +61,4 @@ def print_bug(problem: BaseException, *, number: str, is_debug: bool, as_json: b
     if as_json:
         print_json({"error": {"code": "internal", "what": what, "why": "", "fix": fix}})
     else:
-        say(f"error: {what}\n  why: this is a mistake in secure-dagu\n  fix: {fix}")
+        say(f"{'Error' if as_line else 'error'}: {what}\n  why: this is a mistake in secure-dagu\n  fix: {fix}")

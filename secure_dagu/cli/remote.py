@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 import argparse
-import getpass
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
+from typing import TYPE_CHECKING
 
 from secure_dagu.cli.flags import add_settings_flags
-from secure_dagu.dispatch.api import Coordinator
-from secure_dagu.dispatch.model import Caller
 from secure_dagu.errors import NotFound
-from secure_dagu.run.model import DagRunRef
+
+if TYPE_CHECKING:
+    from secure_dagu.dispatch.api import Coordinator
+    from secure_dagu.dispatch.model import Caller
+    from secure_dagu.run.model import DagRunRef
 
 PIECE_BYTES = 2**20
 
@@ -26,10 +28,10 @@ def add_flags(parser: argparse.ArgumentParser, *, json_output: bool = True) -> N
 @asynccontextmanager
 async def connect(args: argparse.Namespace) -> AsyncIterator[tuple[Coordinator, Caller]]:
     """Open the way to the coordinator."""
-    from secure_dagu import assembly
+    from secure_dagu.assembly.operator import operator
     from secure_dagu.config.load import load
 
-    async with assembly.operator(load(args)) as opened:
+    async with operator(load(args)) as opened:
         yield opened
 
 
@@ -39,6 +41,8 @@ async def find_run(coordinator: Coordinator, caller: Caller, dag: str, run_id: s
     Raises:
         NotFound: the DAG has no runs.
     """
+    from secure_dagu.run.model import DagRunRef
+
     if run_id:
         return DagRunRef(dag, run_id)
     newest = await coordinator.runs(caller, name=dag, run_id=None, limit=1)
@@ -53,14 +57,6 @@ def base_config(args: argparse.Namespace) -> str:
 
     path = load(args).settings.paths.base_config
     return path.read_text() if path.is_file() else ""
-
-
-def actor(args: argparse.Namespace) -> str:
-    """Return who started a run, as the run's record will say."""
-    try:
-        return getpass.getuser()
-    except (KeyError, OSError):
-        return ""
 
 
 async def pieces(data: bytes) -> AsyncIterator[bytes]:

@@ -4,13 +4,15 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator, Mapping, Sequence
-from datetime import UTC, datetime
+from datetime import datetime
 from typing import Any
 
+from secure_dagu.cli.text import duration, moment, safe, table
+from secure_dagu.cli.tree import HANDLERS
 from secure_dagu.dispatch.model import LogPart, LogStream, RunEvent, RunSummary, WorkerHealth, WorkerInfo
+from secure_dagu.dispatch.operating import WorkerView
 from secure_dagu.run.model import RunStatus, StepStatus
 
-HANDLERS = ("onInit", "onSuccess", "onFailure", "onAbort", "onWait", "onExit")
 _MARKS = {
     StepStatus.SUCCEEDED: "✓",
     StepStatus.PARTIALLY_SUCCEEDED: "✓",
@@ -22,29 +24,6 @@ _MARKS = {
     StepStatus.RETRYING: "↻",
     StepStatus.WAITING: "…",
 }
-
-
-def safe(text: str) -> str:
-    """Return text from elsewhere with control characters made visible: a name must not move anybody's cursor."""
-    return "".join(char if char.isprintable() else f"\\x{ord(char):02x}" for char in text)
-
-
-def moment(text: str) -> datetime | None:
-    """Read a time of a status document; None for its several spellings of "no time" (protocol, section 4.1)."""
-    if text in ("", "-"):
-        return None
-    return datetime.fromisoformat(text.replace("Z", "+00:00"))
-
-
-def duration(start: datetime | None, end: datetime | None) -> str:
-    """Return how long something took: `0.4s`, `2m30s`; empty when it never started."""
-    if start is None:
-        return ""
-    seconds = ((end or datetime.now(UTC)) - start).total_seconds()
-    if seconds < 60:
-        return f"{seconds:.0f}s" if seconds >= 1 else "< 1s"
-    minutes, rest = divmod(int(seconds), 60)
-    return f"{minutes}m{rest:02d}s" if minutes < 60 else f"{minutes // 60}h{minutes % 60:02d}m"
 
 
 def nodes(document: Mapping[str, Any]) -> Iterator[Mapping[str, Any]]:
@@ -171,44 +150,69 @@ class Follower:
             yield f"  {_MARKS.get(status, ' ')} {safe(name)}{word}{error}"
 
 
-def table(rows: Sequence[Sequence[str]]) -> Iterator[str]:
-    """Yield rows as columns two spaces apart; the first row is the header."""
-    widths = [max(len(row[column]) for row in rows) for column in range(len(rows[0]))]
-    for row in rows:
-        yield "  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip()
-
-
-def workers_table(workers: Sequence[WorkerInfo]) -> Iterator[str]:
+def workers_table(workers: Sequence[WorkerView]) -> Iterator[str]:
     """Yield the table of workers."""
-    rows = [("WORKER", "HEALTH", "BUSY", "SLOTS", "LABELS", "LAST SEEN (UTC)")]
+    rows = [
+        (
+            "WORKER", "STATE", "HEALTH", "BUSY", "SLOTS", "LABELS", "LAST SEEN (UTC)", "ADDRESS", "TLS",
+            "CERTIFICATE UNTIL", "VERSION",
+        )
+    ]  # fmt: skip
     rows += [
         (
-            safe(item.worker),
-            item.health.name.lower(),
-            str(item.stats.busy_pollers),
-            str(item.stats.total_pollers),
-            safe(",".join(f"{key}={value}" for key, value in sorted(item.labels.items()))) or "-",
-            f"{item.last_heartbeat_at:%Y-%m-%d %H:%M:%S}",
+            safe(item.info.worker),
+            "lost" if item.is_lost else item.state.value,
+            item.info.health.name.lower(),
+            str(item.info.stats.busy_pollers),
+            str(item.info.stats.total_pollers),
+            safe(",".join(f"{key}={value}" for key, value in sorted(item.info.labels.items()))) or "-",
+            f"{item.info.last_heartbeat_at:%Y-%m-%d %H:%M:%S}",
+            safe(item.remote_address) or "-",
+            safe(item.tls_version) or "-",
+            f"{item.cert_not_after:%Y-%m-%d %H:%M}" if item.cert_not_after else "-",
+            safe(item.version) or "-",
         )
-        for item in sorted(workers, key=lambda item: item.worker)
+        for item in sorted(workers, key=lambda item: item.info.worker)
     ]
     yield from table(rows)
 
 
-def workers_as_json(workers: Sequence[WorkerInfo]) -> list[dict[str, Any]]:
+def workers_as_json(workers: Sequence[WorkerView]) -> list[dict[str, Any]]:
     """Return the stable shape of the worker list."""
     return [
         {
-            "id": item.worker,
-            "health": WorkerHealth(item.health).name.lower(),
-            "busy": item.stats.busy_pollers,
-            "slots": item.stats.total_pollers,
-            "labels": dict(item.labels),
-            "lastHeartbeatAt": item.last_heartbeat_at.isoformat().replace("+00:00", "Z"),
-            "running": [{"name": task.run.name, "runId": task.run.run_id} for task in item.stats.running],
+            **_worker_as_json(item.info),
+            "state": item.state.value,
+            "lost": item.is_lost,
+            "identity": item.identity,
+            "serial": item.serial,
+            "issuer": item.issuer,
+            "certNotAfter": _iso(item.cert_not_after),
+            "tlsVersion": item.tls_version,
+            "cipher": item.cipher,
+            "group": item.group,
+            "remoteAddress": item.remote_address,
+            "connectedSince": _iso(item.connected_since),
+            "version": item.version,
         }
-        for item in sorted(workers, key=lambda item: item.worker)
+        for item in sorted(workers, key=lambda item: item.info.worker)
     ]
+
+
+def _iso(at: datetime | None) -> str:
+    return at.isoformat().replace("+00:00", "Z") if at is not None else ""
+
+
+def _worker_as_json(item: WorkerInfo) -> dict[str, Any]:
+    return {
+        "id": item.worker,
+        "health": WorkerHealth(item.health).name.lower(),
+        "busy": item.stats.busy_pollers,
+        "slots": item.stats.total_pollers,
+        "labels": dict(item.labels),
+        "lastHeartbeatAt": item.last_heartbeat_at.isoformat().replace("+00:00", "Z"),
+        "running": [{"name": task.run.name, "runId": task.run.run_id} for task in item.stats.running],
+    }
 
 
 def runs_table(runs: Sequence[RunSummary]) -> Iterator[str]:

@@ -4,8 +4,12 @@ from __future__ import annotations
 
 import argparse
 from collections.abc import Sequence
+from typing import TYPE_CHECKING
 
 from secure_dagu.cli.flags import add_settings_flags
+
+if TYPE_CHECKING:
+    from secure_dagu.config.load import Loaded
 
 
 def add_flags(parser: argparse.ArgumentParser, sections: Sequence[str]) -> None:
@@ -17,7 +21,15 @@ async def run(args: argparse.Namespace, what: str) -> int:
     """Run the service; returns 0 after an orderly stop."""
     from secure_dagu.config.load import load
 
-    loaded = load(args, apart=True)  # before any thread: what parses settings need not stay in memory
+    configure(loaded := load(args))
+    from secure_dagu.assembly import coordinator, worker
+
+    await (coordinator.run_coordinator if what == "coordinator" else worker.run_worker)(loaded)
+    return 0
+
+
+def configure(loaded: Loaded) -> None:
+    """Set up logging, and say what the configuration warns of."""
     from secure_dagu.telemetry import logs
 
     logs.configure(json_lines=loaded.settings.core.log_format == "json", debug=loaded.settings.core.debug)
@@ -25,7 +37,3 @@ async def run(args: argparse.Namespace, what: str) -> int:
 
     for warning in loaded.warnings:
         structlog.get_logger().warning("config.warned", why=warning)
-    from secure_dagu import assembly
-
-    await (assembly.run_coordinator if what == "coordinator" else assembly.run_worker)(loaded)
-    return 0

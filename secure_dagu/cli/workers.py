@@ -1,11 +1,12 @@
-"""`secure-dagu workers`: who is there, how busy, with which labels."""
+"""`secure-dagu workers`: who is there, how busy, with which labels, and what its certificate proves."""
 
 from __future__ import annotations
 
 import argparse
 import json
 
-from secure_dagu.cli import remote, render
+from secure_dagu.cli import remote
+from secure_dagu.errors import NotFound
 
 SUMMARY = "List the workers that a coordinator knows."
 EXAMPLE = "secure-dagu workers --coordinators=coordinator.example.com:50055"
@@ -18,8 +19,14 @@ def add(parser: argparse.ArgumentParser) -> None:
 
 async def run(args: argparse.Namespace) -> int:
     """Print the list."""
+    from secure_dagu.cli import render
+    from secure_dagu.dispatch.operating import WorkerView
+
     async with remote.connect(args) as (coordinator, caller):
-        found = await coordinator.workers(caller)
+        try:
+            found = await coordinator.fleet(caller)
+        except NotFound:  # a coordinator without our extensions says less
+            found = [WorkerView(info=info) for info in await coordinator.workers(caller)]
         if args.json:
             print(json.dumps({"workers": render.workers_as_json(found)}, ensure_ascii=False))
         else:

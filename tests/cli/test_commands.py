@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 
 from secure_dagu.cli.main import main
+from secure_dagu.security.exceptions import Kind
 
 
 @pytest.fixture
@@ -33,6 +34,12 @@ def document(capsys: pytest.CaptureFixture[str], *words: str, code: int = 0) -> 
     return json.loads(capsys.readouterr().out)
 
 
+@pytest.mark.parametrize("kind", list(Kind))
+def test_every_weakening_can_be_granted(home: Path, capsys: pytest.CaptureFixture[str], kind: Kind) -> None:
+    words = ["exception", "grant", kind.value, "--owner", "ada", "--reason", "a test", "--until", "2d"]
+    assert document(capsys, *words)["exceptions"][0]["kind"] == kind.value
+
+
 def test_two_commands_lead_from_nothing_to_a_worker_certificate(home: Path, capsys: pytest.CaptureFixture[str]) -> None:
     text = told(capsys, "pki", "init", "--advertise", "ci.example.com,10.0.0.7")
     assert "ci.example.com, 10.0.0.7, localhost, 127.0.0.1, ::1" in text
@@ -44,12 +51,12 @@ def test_two_commands_lead_from_nothing_to_a_worker_certificate(home: Path, caps
 
 def test_the_json_of_pki_is_stable(home: Path, capsys: pytest.CaptureFixture[str]) -> None:
     made = document(capsys, "pki", "init", "--advertise", "ci.example.com", "--trust-domain", "example.org")
-    assert set(made) == {"directory", "trust_domain", "ca", "ca_not_after", "coordinator", "operator"}
+    assert set(made) == {"directory", "trust_domain", "ca", "ca_not_after", "permitted", "coordinator", "operator"}
     assert made["operator"]["identity"] == "spiffe://example.org/admin/operator"
     issued = document(capsys, "pki", "issue", "dispatcher", "cron", "--days", "7")
-    assert set(issued) == {"identity", "names", "serial", "not_after", "certificate", "key", "ca"}
+    assert set(issued) == {"identity", "names", "labels", "serial", "not_after", "certificate", "key", "ca"}
     assert Path(issued["ca"]).read_bytes() == Path(made["ca"]).read_bytes()
-    shown = document(capsys, "pki", "show", "cron")
+    shown = document(capsys, "pki", "inspect", "cron")
     assert (shown["serial"], shown["identity"]) == (issued["serial"], "spiffe://example.org/dispatcher/cron")
     assert shown["usage"] == ["client"]
     listed = document(capsys, "pki", "list")
@@ -64,7 +71,7 @@ def test_without_names_init_takes_the_host_name(home: Path, capsys: pytest.Captu
 
 def test_pki_never_prints_a_private_key(home: Path, capsys: pytest.CaptureFixture[str]) -> None:
     text = told(capsys, "pki", "init") + told(capsys, "pki", "issue", "worker", "w") + told(capsys, "pki", "list")
-    assert "PRIVATE" not in text + told(capsys, "pki", "show", "w") + told(capsys, "pki", "show", "ca")
+    assert "PRIVATE" not in text + told(capsys, "pki", "inspect", "w") + told(capsys, "pki", "inspect", "ca")
 
 
 def test_a_second_init_exits_3_with_the_way_out(home: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -77,7 +84,7 @@ def test_a_second_init_exits_3_with_the_way_out(home: Path, capsys: pytest.Captu
 
 def test_an_unwritable_place_is_told(home: Path, capsys: pytest.CaptureFixture[str]) -> None:
     home.write_text("a file where the home should be")
-    assert "cannot be used for keys" in told(capsys, "pki", "init", code=3)
+    assert "cannot be opened" in told(capsys, "pki", "init", code=3)
 
 
 def test_check_names_what_a_process_lacks_and_how_to_get_it(home: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -100,7 +107,7 @@ def test_show_tells_every_value_and_its_source(
     home: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     home.mkdir()
-    (home / "config.yaml").write_text("coordinator: {port: 7}\nport: 8080\n")
+    (home / "config.yaml").write_text("coordinator: {port: 7}\ncache: low\n")
     monkeypatch.setenv("DAGU_WORKER_LABELS", "GPU=A100")
     assert main(["config", "show", "--worker.id=w", "--json"]) == 0
     out = capsys.readouterr()
@@ -109,5 +116,5 @@ def test_show_tells_every_value_and_its_source(
     assert rows["worker.labels"] == ("GPU=A100", "variable DAGU_WORKER_LABELS")
     assert rows["worker.id"] == ("w", "flag --worker.id")
     assert rows["peer.insecure"] == ("false", "default")
-    assert "port is a known Dagu key" in out.err
+    assert "not used by this version: cache (line 2)" in out.err
     assert "coordinator.port" in told(capsys, "config", "show")

@@ -6,14 +6,12 @@ import json
 import os
 import subprocess
 import sys
-import time
 from pathlib import Path
 
 import pytest
 
 from secure_dagu.cli import main as cli
 from secure_dagu.cli import output
-from secure_dagu.cli.flags import spell_out_booleans
 from secure_dagu.errors import ConfigError, Conflict, NotFound, Refused, SecureDaguError, Unavailable
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -61,13 +59,17 @@ print(sorted(heavy & {name.partition(".")[0] for name in sys.modules}))
 
 
 def test_help_is_there_before_one_gets_impatient() -> None:
-    """Measured 0.23 s; the budget is 0.3 s, doubled here because other tests run beside this one."""
+    """Measured 0.23 s of processor time, which other processes on this host hardly change; the budget is 0.3 s."""
     took = []
     for _ in range(3):
-        began = time.perf_counter()
-        assert program("--help").returncode == 0
-        took.append(time.perf_counter() - began)
-    assert min(took) < 0.6
+        process = subprocess.Popen(
+            [sys.executable, "-m", "secure_dagu.cli.main", "--help"], cwd=ROOT, stdout=subprocess.DEVNULL
+        )
+        _, status, usage = os.wait4(process.pid, 0)
+        process.returncode = os.waitstatus_to_exitcode(status)
+        assert process.returncode == 0
+        took.append(usage.ru_utime + usage.ru_stime)
+    assert min(took) < 0.45
 
 
 @pytest.mark.parametrize(
@@ -75,7 +77,6 @@ def test_help_is_there_before_one_gets_impatient() -> None:
     [
         (["worker", "--worker.lables=a=b"], "did you mean --worker.labels?"),
         (["coordinator", "--coordinator.advertize", "x"], "did you mean --coordinator.advertise?"),
-        (["wroker"], "did you mean worker?"),
         (["pki", "isue"], "did you mean issue?"),
         (["pki", "issue", "wrker", "x"], "did you mean worker?"),
         (["pki", "init", "--advertize=x"], "did you mean --advertise?"),
@@ -94,6 +95,26 @@ def test_wrong_usage_exits_2_and_names_what_was_meant(
     assert hint in told.err
     assert "--help" in told.err
     assert told.out == ""
+
+
+@pytest.mark.parametrize(
+    ("words", "line"),
+    [
+        (["wroker"], "Error: unknown command 'wroker' (did you mean worker?)\nRun 'secure-dagu --help' for usage.\n"),
+        (["status", "--runid=x"], "Error: unknown flag --runid (did you mean --run-id?)\n"),
+    ],
+)
+def test_an_unknown_command_and_wrong_usage_of_a_workflow_command_exit_1(
+    words: list[str], line: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert cli.main(words) == 1
+    assert capsys.readouterr() == ("", line)
+
+
+def test_a_workflow_command_fails_with_one_line_and_exit_code_1(capsys: pytest.CaptureFixture[str]) -> None:
+    problem = Refused("this was refused", why="nobody may", fix="ask")
+    assert cli.outcome(lambda: raise_(problem), as_json=False, is_workflow=True) == 1
+    assert capsys.readouterr().err == "Error: this was refused: nobody may\n  fix: ask\n"
 
 
 def test_no_command_prints_the_help_and_exits_2(capsys: pytest.CaptureFixture[str]) -> None:
@@ -117,10 +138,64 @@ def test_common_flags_work_before_and_after_the_command() -> None:
 
 
 def test_a_bare_boolean_flag_never_swallows_the_next_word() -> None:
-    assert spell_out_booleans(["--peer.insecure", "x"]) == ["--peer.insecure=true", "x"]
     args = cli.parse(["dispatch", "--peer.insecure", "file.yaml"])
     assert (getattr(args, "peer.insecure"), args.file) == ("true", "file.yaml")
     assert getattr(cli.parse(["worker", "--peer.insecure=false"]), "peer.insecure") == "false"
+
+
+@pytest.mark.parametrize(
+    ("words", "is_quiet"),
+    [
+        (["-q"], True),
+        (["--quiet=true"], True),
+        (["--quiet=false"], False),
+        (["-q=F"], False),
+        (["-q", "--quiet=false"], False),
+        (["--quiet=false", "-q"], True),
+    ],
+)
+def test_a_flag_without_a_value_may_be_given_as_true_or_false(words: list[str], is_quiet: bool) -> None:
+    assert getattr(cli.parse(["start", *words, "x.yaml"]), "quiet", False) == is_quiet
+    assert getattr(cli.parse([*words, "start", "x.yaml"]), "quiet", False) == is_quiet
+
+
+def test_a_flag_without_a_value_takes_nothing_but_true_and_false() -> None:
+    with pytest.raises(cli.UsageError, match="invalid argument for --no-reuse: 'maybe' is neither true nor false"):
+        cli.parse(["start", "--no-reuse=maybe", "x.yaml"])
+
+
+@pytest.mark.parametrize("words", [["--params", "-x --y"], ["--params=-x --y"], ["-p", "-x --y"], ["-p-x --y"]])
+def test_a_flag_takes_the_next_word_whatever_it_looks_like(words: list[str]) -> None:
+    args = cli.parse(["start", "-r", "-q", *words, "x.yaml"])
+    assert (args.params_text, args.run_id, args.dag) == ("-x --y", "-q", ["x.yaml"])
+    with pytest.raises(cli.UsageError, match="expected one argument"):
+        cli.parse(["start", "x.yaml", "-p"])
+
+
+def test_words_on_both_sides_of_a_flag_belong_together() -> None:
+    assert cli.parse(["start", "x.yaml", "-q", "b"]).dag == ["x.yaml", "b"]
+
+
+def test_a_profile_of_the_processor_means_nothing_and_is_accepted(capsys: pytest.CaptureFixture[str]) -> None:
+    assert cli.main(["version", "--cpu-profile"]) == 0
+    assert "--cpu-profile means nothing" in capsys.readouterr().err
+
+
+def test_there_is_one_context(capsys: pytest.CaptureFixture[str]) -> None:
+    assert cli.main(["--context", "local", "version"]) == cli.main(["version", "--context=local"]) == 0
+    capsys.readouterr()
+    assert cli.main(["help", "--context", "prod"]) == 1
+    assert capsys.readouterr().err.startswith('Error: context "prod" not found: ')
+
+
+@pytest.mark.parametrize("words", [["start"], ["pki", "issue"], []])
+def test_help_is_a_command_too(words: list[str], capsys: pytest.CaptureFixture[str]) -> None:
+    assert cli.main([*words, "--help"]) == 0
+    told = capsys.readouterr().out
+    assert cli.main(["help", *words]) == 0
+    assert capsys.readouterr().out == told
+    assert cli.main(["help", *words, "nope"]) == 1
+    assert "Error: unknown command 'nope'" in capsys.readouterr().err
 
 
 def test_what_follows_two_dashes_is_a_parameter_even_if_it_looks_like_a_flag() -> None:
@@ -177,6 +252,13 @@ def test_an_unexpected_error_is_an_id_and_whole_only_when_debugging(
     assert "Traceback" in capsys.readouterr().err
 
 
+def test_a_worker_that_knows_no_coordinator_says_so_before_it_asks_for_certificates(tmp_path: Path) -> None:
+    done = program("worker", home=tmp_path, NO_COLOR="1")
+    assert (done.returncode, done.stdout) == (3, "")
+    assert "error: worker.coordinators is required" in done.stderr
+    assert "certificate" in program("worker", "--worker.coordinators=localhost:1", home=tmp_path).stderr
+
+
 @pytest.mark.parametrize("shell", ["bash", "zsh", "fish", "powershell"])
 def test_completion_scripts_name_the_program(shell: str, capsys: pytest.CaptureFixture[str]) -> None:
     assert cli.main(["completion", shell]) == 0
@@ -195,3 +277,24 @@ def test_a_reader_that_leaves_early_is_no_error(tmp_path: Path) -> None:
     )  # fmt: skip
     assert done.stdout.splitlines() == ["# Configuration", "0"]
     assert done.stderr == ""
+
+
+def test_a_full_disk_is_no_mistake_of_ours(tmp_path: Path) -> None:
+    done = subprocess.run(
+        f"{sys.executable} -m secure_dagu.cli.main config docs > /dev/full", shell=True, cwd=ROOT,
+        capture_output=True, text=True, timeout=60, check=False, env={"HOME": str(tmp_path)},
+    )  # fmt: skip
+    assert done.returncode == 5
+    assert "No space left on device" in done.stderr
+    assert "mistake" not in done.stderr
+
+
+@pytest.mark.parametrize("closed", [">&-", ">&- 2>&-", "<&- >&- 2>&-"])
+def test_closed_streams_are_like_dev_null(closed: str, tmp_path: Path) -> None:
+    (tmp_path / "flow.yaml").write_text("steps: [{run: 'echo out; echo err >&2'}]\n")
+    command = f"{sys.executable} -m secure_dagu.cli.main start {tmp_path}/flow.yaml {closed}"
+    env = {"PATH": os.environ["PATH"], "HOME": str(tmp_path), "DAGU_HOME": str(tmp_path / "home")}
+    done = subprocess.run(command, shell=True, cwd=ROOT, env=env, capture_output=True, timeout=60, check=False)
+    assert (done.returncode, done.stdout, b"Error" in done.stderr) == (0, b"", False)
+    (out,) = tmp_path.glob("home/logs/flow/*/run_*/*.out")
+    assert out.read_text() == "out\n"
