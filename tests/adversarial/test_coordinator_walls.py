@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import asyncio
 import json
-from dataclasses import replace
 from pathlib import Path
 
 import pytest
+from msgspec.structs import replace
 
 from secure_dagu.coordinator.service import Options
 from secure_dagu.dispatch.model import NO_KEY, ArtifactPart, Caller, Operation, Role, StateRef

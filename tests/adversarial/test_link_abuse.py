@@ -17,8 +17,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from secure_dagu.link.context import ClientPolicy, ServerPolicy, UnsafePlaintext
-from secure_dagu.security.tls_signs import from_error, from_first_bytes, from_verify_code
-from secure_dagu.security.verdict import EXPLANATIONS, Reason, Side
+from secure_dagu.security.tls_signs import from_error, from_first_bytes, from_verify_code, told_in
+from secure_dagu.security.verdict import FAULTS, Reason, Side
 from tests.link.certs import DAY, Ca, uri
 from tests.link.conftest import SETTINGS, client_of, open_dialer, open_edge, through
 from tests.link.conftest import folder as folder
@@ -62,9 +62,9 @@ async def test_faults_are_counted_exactly_and_good_traffic_does_not_notice(
     faults: list[tuple[Reason, Callable[[int], Awaitable[object]]]] = [
         (Reason.HTTP_CLIENT, lambda port: send(port, b"GET / HTTP/1.1\r\n\r\n")),
         (Reason.PLAINTEXT_CLIENT, lambda port: send(port, b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n")),
-        (Reason.PLAINTEXT_CLIENT, lambda port: send(port, os.urandom(3) * 200)),
-        (Reason.PEER_CLOSED, lambda port: send(port, hello)),
-        (Reason.PEER_CLOSED, lambda port: send(port, hello[:3], reset=True)),
+        (Reason.PLAINTEXT_CLIENT, lambda port: send(port, (b"\x01" + os.urandom(2)) * 200)),
+        (Reason.TRUNCATED, lambda port: send(port, hello)),
+        (Reason.TRUNCATED, lambda port: send(port, hello[:3], reset=True)),
         (Reason.PEER_CLOSED, lambda port: send(port, b"")),
     ]
 
@@ -185,15 +185,17 @@ async def test_a_client_hello_on_a_plaintext_port_never_reaches_grpc(folder: Pat
     async with asyncio.timeout(20), open_edge(UnsafePlaintext(), folder) as edge:
         await send(edge.port, b"\x16\x03\x01\x02\x00\x01\x00\x01\xfc\x03\x03")
         assert edge.register.opened == 0
-        assert edge.register.refused == {Reason.TLS_CLIENT_ON_PLAINTEXT: 1}
+        assert edge.register.refused == {Reason.PLAINTEXT_SERVER: 1}
 
 
 @given(st.sampled_from(list(Side)), st.text(max_size=40), st.binary(max_size=40), st.integers(0, 200))
 def test_whatever_the_library_says_has_a_reason_with_words(side: Side, word: str, first: bytes, code: int) -> None:
     """A reason without words on its side would fail while reporting a failure."""
     for said in (word, f"tlsv1 alert {word}", "wrong version number"):
-        assert from_error(side, said, first) in EXPLANATIONS[side]
+        assert FAULTS[from_error(side, said, first)].words(side)
     if code:
-        assert from_verify_code(side, code) in EXPLANATIONS[side]
+        assert FAULTS[from_verify_code(side, code)].words(side)
     found = from_first_bytes(first)
-    assert found is None or found in EXPLANATIONS[Side.CLIENT]
+    assert found is None or FAULTS[found].words(Side.CLIENT)
+    told = told_in(first)
+    assert told is None or FAULTS[told].words(Side.CLIENT)

@@ -51,9 +51,16 @@ coordinator.v1.CoordinatorService/GetWorkers                   - + + + -  none
 grpc.health.v1.Health/Check                                    + + + + -  none
 grpc.health.v1.Health/Watch                                    + + + + -  none
 secure_dagu.v1.WorkerEvents/WatchCancellations                 + - - - -  own-id
+secure_dagu.v1.WorkerEvents/Announce                           + - - - -  own-id
+secure_dagu.v1.Operations/ListMachines                         - + - + -  none
+secure_dagu.v1.Operations/DrainWorker                          - - - + -  none
+secure_dagu.v1.Operations/ListLinks                            - - - + -  none
 secure_dagu.v1.Operations/ListRuns                             - + - + -  none
+secure_dagu.v1.Operations/FindRuns                             - + - + -  none
+secure_dagu.v1.Operations/CountRuns                            - - - + -  none
 secure_dagu.v1.Operations/FollowRun                            - + - + -  none
 secure_dagu.v1.Operations/ReadLog                              - + - + -  none
+secure_dagu.v1.Operations/ReadLogPage                          - + - + -  none
 secure_dagu.v1.Operations/ListArtifacts                        - + - + -  none
 secure_dagu.v1.Operations/ReadArtifact                         - + - + -  none
 """

@@ -139,10 +139,10 @@ async def test_a_dotenv_file_that_cannot_be_read_is_logged_and_passed_over(tmp_p
     assert sum(line["level"] == "WARN" for line in lines) == 2
 
 
-async def test_what_is_accepted_without_effect_is_said_once(tmp_path: Path) -> None:
-    seen = await run("schedule: '* * * * *'\nsteps: [{name: a, run: 'true'}]", tmp_path)
+async def test_what_is_written_the_old_way_is_said_once(tmp_path: Path) -> None:
+    seen = await run("steps: [{name: a, command: 'true'}]", tmp_path)
     warnings = seen.final["warnings"]
-    assert any("schedule" in warning for warning in warnings)
+    assert any("deprecated" in warning for warning in warnings)
     assert len(warnings) == len(set(warnings))
 
 

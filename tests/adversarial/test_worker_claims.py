@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import os
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from msgspec.structs import replace
 
 from secure_dagu.dispatch.model import BundleRef, Claim, ClaimToken, Operation, Owner
 from secure_dagu.errors import InvalidRequest
