@@ -1,18 +1,48 @@
-"""Programs that a test talks to: a missing one fails in CI; on a laptop the test skips and says what to install."""
+"""What a test needs of its host: what is missing fails in CI; on a laptop the test skips and says what to install."""
 
 from __future__ import annotations
 
 import os
 import shutil
+import sys
+from pathlib import Path
 
 import pytest
 
 
 def program(name: str, *, package: str) -> str:
     """Return the path of a program."""
-    found = shutil.which(name)
-    if found is None and os.environ.get("CI"):
-        pytest.fail(f"CI lacks {name}: the Debian package {package} belongs into .ci/system-packages")
-    if found is None:
-        pytest.skip(f"needs {name}: install the Debian package {package}")
-    return found
+    return _found(
+        name,
+        shutil.which(name),
+        ci=f"the Debian package {package} belongs into .ci/system-packages",
+        laptop=f"install the Debian package {package}",
+    )
+
+
+def built(name: str) -> str:
+    """Return the path of a program that Debian lacks; `.ci/build-tools` puts it beside our Python."""
+    beside = Path(sys.executable).with_name(name)
+    return _found(
+        name,
+        str(beside) if beside.exists() else shutil.which(name),
+        ci="`make test` builds it by .ci/build-tools, whose output says why it did not",
+        laptop="run `make tools`, or put one on the PATH",
+    )
+
+
+def root(*, why: str) -> None:
+    """Go on only as root."""
+    if os.geteuid() == 0:
+        return
+    if os.environ.get("CI"):
+        pytest.fail(f"CI must run tests as root: {why}")
+    pytest.skip(f"needs root: {why}")
+
+
+def _found(name: str, where: str | None, *, ci: str, laptop: str) -> str:
+    if where is None and os.environ.get("CI"):
+        pytest.fail(f"CI lacks {name}: {ci}")
+    if where is None:
+        pytest.skip(f"needs {name}: {laptop}")
+    return where

@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 
 from tests.system.hosts import Host, Service, free_port
+from tests.system.lab import Lab, lab
 
 
 @dataclass
@@ -30,10 +31,11 @@ class Cluster:
         home.mkdir()
         return Host(home)
 
-    def worker_host(self, name: str) -> Host:
-        """Return a machine that holds the certificate of worker `name`."""
+    def worker_host(self, name: str, *, labels: str = "") -> Host:
+        """Return a machine that holds the certificate of worker `name`, which grants `labels`."""
         host = self.new_host(name)
-        self.host.ok("pki", "issue", "worker", name, "--out", str(host.home / "pki"))
+        granted = ["--labels", labels] if labels else []
+        self.host.ok("pki", "issue", "worker", name, "--out", str(host.home / "pki"), *granted)
         return host
 
     @property
@@ -62,7 +64,7 @@ class Cluster:
 
     @contextmanager
     def worker(self, name: str, *more: str, host: Host | None = None) -> Iterator[Service]:
-        """Run worker `name` until it is ready."""
+        """Run worker `name` until it is ready; without a host of its own, its certificate grants its labels."""
         with self.unready_worker(name, *more, host=host) as running:
             running.wait_for("coordinator.reached")
             yield running
@@ -73,7 +75,8 @@ class Cluster:
         words = ["worker", f"--worker.id={name}", "--worker.health-port=0"]
         if not any(word.startswith("--worker.coordinators") for word in more):
             words.append(f"--worker.coordinators={self.address}")
-        with (host or self.worker_host(name)).service(*words, *more) as running:
+        labels = next((word.partition("=")[2] for word in more if word.startswith("--worker.labels=")), "")
+        with (host or self.worker_host(name, labels=labels)).service(*words, *more) as running:
             yield running
 
 
@@ -81,6 +84,13 @@ class Cluster:
 def cluster(tmp_path: Path) -> Cluster:
     """Return a cluster with certificates and nothing running."""
     return Cluster(tmp_path)
+
+
+@pytest.fixture
+def net(tmp_path: Path) -> Iterator[Lab]:
+    """Return a lab without machines; needs root."""
+    with lab(tmp_path) as made:
+        yield made
 
 
 @pytest.fixture

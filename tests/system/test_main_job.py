@@ -58,6 +58,12 @@ def test_a_failed_run_says_so_and_follow_exits_with_one(running: Cluster, tmp_pa
     assert "exit status 3" in done.stdout
 
 
+def test_words_after_two_dashes_stay_words_and_win(running: Cluster, tmp_path: Path) -> None:
+    dag = write(tmp_path, "say.yaml", "params: [{who: nobody}]\nsteps: [{id: a, run: 'echo \"[${params.who}]\"'}]\n")
+    told = running.host.ok("dispatch", dag, running.operator, "--follow", "-p", "who=x", "--", "who=a  b")
+    assert "[a  b]" in told
+
+
 def test_dispatching_the_same_run_id_while_it_is_active_changes_nothing(running: Cluster, tmp_path: Path) -> None:
     dag = write(tmp_path, "slow.yaml", "steps:\n  - run: sleep 60\n")
     first = json.loads(running.host.ok("dispatch", dag, running.operator, "--run-id=one", "--json"))
@@ -138,3 +144,18 @@ def test_a_coordinator_killed_and_back_costs_a_run_nothing(cluster: Cluster, tmp
             assert status["run"]["status"] == "succeeded"
             log = cluster.host.ok("logs", "count", "-r", "k1", "--step=count", cluster.operator)
             assert log == "".join(f"line {number}\n" for number in range(1, 401))
+
+
+def test_start_sends_a_run_that_selects_workers_to_the_coordinator_that_is_configured(
+    running: Cluster, tmp_path: Path
+) -> None:
+    dag = write(tmp_path, "far.yaml", "worker_selector: {gpu: 'true'}\nsteps:\n  - run: echo done there\n")
+    (running.host.home / "config.yaml").write_text(f"client: {{coordinators: ['{running.address}']}}\n")
+    with running.worker("w2", "--worker.labels=gpu=true"):
+        told = running.host.run("start", dag, "-r", "far1")
+        assert (told.returncode, "Result: Succeeded" in told.stdout) == (0, True), told
+        assert "Dispatched dag-run" in told.stderr
+        document = json.loads(running.host.ok("status", "far", "-r", "far1", running.operator, "--json"))
+    assert document["run"]["worker"] == "w2"
+    here = write(tmp_path, "here.yaml", "worker_selector: local\nsteps:\n  - run: echo done here\n")
+    assert "done here" in running.host.ok("start", here)
