@@ -16,7 +16,7 @@ from secure_dagu.wire import process
 
 process.prepare()
 
-from bench import load, robust, runs, streams  # noqa: E402 - gRPC reads its settings at the first import
+from bench import audit, failover, load, local, operate, queues, robust, rotation, runs, schedule, streams, web  # noqa: E402 - gRPC reads its settings at the first import
 
 
 @dataclass(frozen=True)
@@ -36,15 +36,24 @@ SCENARIOS: dict[str, Callable[[], Awaitable[list[tuple[str, float, str, str, boo
     "chain": runs.chain,
     "memory": runs.memory,
     "history": runs.history,
+    "local": local.local,
+    "queue_rate": queues.queue_rate,
+    "queue_history": queues.queue_history,
+    "schedule": schedule.schedule,
     "cancel": robust.cancel,
     "outage": robust.outage,
+    "failover": failover.failover,
     "kill_worker": robust.kill_worker,
     "drain": robust.drain,
+    "rotation": rotation.rotation,
     "logs": streams.logs,
     "artifact": streams.artifact,
     "idle_workers": load.idle_workers,
     "leased": load.leased,
     "polls": load.polls,
+    "audit": audit.audit,
+    "sse": web.sse,
+    "operate_lists": operate.operate_lists,
 }
 
 

@@ -28,7 +28,7 @@ def issue(cluster: Cluster, count: int) -> Path:
             name=f"l{number}",
             advertised=(),
             out=folder,
-            days=None,
+            lifetime=None,
             force=False,
             now=datetime.now(UTC),
         )

@@ -6,7 +6,7 @@ import asyncio
 import json
 import sqlite3
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any
 
 from bench.cluster import OPERATOR, client, cpu_s, new_cluster, quantile, rss_mib, run_to_end, task
@@ -103,7 +103,7 @@ async def history() -> list[Row]:
                 async with client(cluster) as coordinator:
                     await run_to_end(coordinator, task("one", "first", ONE_STEP))
             if past:
-                _multiply(cluster.host.home / "data" / "coordinator.db", past)
+                multiply(cluster.host.home / "data" / "coordinator.db", past)
             with cluster.coordinator(), cluster.worker("w1"):
                 async with client(cluster) as coordinator:
                     times = []
@@ -122,8 +122,17 @@ async def history() -> list[Row]:
     ]
 
 
-def _multiply(path: object, count: int) -> None:
-    """Copy the one finished run of a stopped coordinator's database `count` times."""
+Values = dict[str, Any]
+
+
+def multiply(path: object, count: int, vary: Callable[[int], tuple[Values, Values]] = lambda _: ({}, {})) -> None:
+    """Copy the one finished run of a stopped coordinator's database `count` times.
+
+    Args:
+        path: the database.
+        count: how often.
+        vary: what is different in a copy's rows of `runs` and of `attempts`.
+    """
     with sqlite3.connect(str(path)) as db:
         columns = {
             table: [row[1] for row in db.execute(f"PRAGMA table_info({table})")] for table in ("runs", "attempts")
@@ -137,10 +146,10 @@ def _multiply(path: object, count: int) -> None:
                 key = f"{number:016x}:{number:032x}"
                 if table == "runs":
                     values = {**run, "id": first + number, "run_id": f"old{number}", "root_run_id": f"old{number}",
-                              "latest": key}  # fmt: skip
+                              "latest": key} | vary(number)[0]  # fmt: skip
                 else:
                     values = {**attempt, "key": key, "attempt_id": f"{number:032x}", "run": first + number,
-                              "claim_key": key}  # fmt: skip
+                              "claim_key": key} | vary(number)[1]  # fmt: skip
                     if "id" in values:
                         values["id"] = attempt["id"] + 1 + number
                 yield tuple(values.values())
