@@ -24,6 +24,8 @@ from pathlib import Path
 HERE = Path(__file__).resolve().parent
 PROGRAM = Path(sys.executable).with_name("secure-dagu")
 DEADLINE_S = 20.0
+LABELS = {"etl-1": "pool=etl", "gpu-1": "gpu=true"}
+"""Worker to the labels that its certificate grants and that it claims."""
 
 
 def say(text: str) -> None:
@@ -130,9 +132,9 @@ def main() -> int:
     say("1. The coordinator's host makes a CA, its own certificate, and one for the operator")
     run(here, "pki", "init", "--advertise", "localhost")
 
-    say("2. Each worker gets a certificate bound to its name (the files would travel by your usual safe way)")
-    for name in ("etl-1", "gpu-1"):
-        run(here, "pki", "issue", "worker", name, "--out", str(hosts[name] / "pki"))
+    say("2. Each worker gets a certificate bound to its name and labels (the files travel by your usual safe way)")
+    for name, labels in LABELS.items():
+        run(here, "pki", "issue", "worker", name, "--labels", labels, "--out", str(hosts[name] / "pki"))
 
     with ExitStack() as stack:
         say("3. The coordinator and two labelled workers start; every connection is TLS 1.3 with both sides proven")
@@ -147,7 +149,7 @@ def main() -> int:
             )
         )
         wait_healthy(health, log)
-        for name, labels, its_health in (("etl-1", "pool=etl", etl_health), ("gpu-1", "gpu=true", gpu_health)):
+        for name, its_health in (("etl-1", etl_health), ("gpu-1", gpu_health)):
             its_log = stack.enter_context(
                 service(
                     hosts[name],
@@ -155,7 +157,7 @@ def main() -> int:
                     "worker",
                     f"--worker.id={name}",
                     f"--worker.coordinators=localhost:{port}",
-                    f"--worker.labels={labels}",
+                    f"--worker.labels={LABELS[name]}",
                     f"--worker.health-port={its_health}",
                 )
             )

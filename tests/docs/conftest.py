@@ -1,5 +1,6 @@
-"""Fixtures of the system tests serve the documentation tests as well."""
+"""Fixtures of the system tests and of the local commands serve the documentation tests as well."""
 
+from tests.local.conftest import host
 from tests.system.conftest import cluster
 
-__all__ = ["cluster"]
+__all__ = ["cluster", "host"]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import shlex
 import shutil
 import subprocess
 import sys
@@ -11,6 +12,8 @@ from pathlib import Path
 
 import pytest
 
+from secure_dagu.cli.main import COMMANDS, parse
+from tests.local.command import Host as LocalHost
 from tests.system.conftest import Cluster
 from tests.system.hosts import Host, free_port
 
@@ -32,19 +35,56 @@ def test_every_link_leads_somewhere(page: Path) -> None:
             assert (page.parent / target).exists(), f"{page.name}: {target}"
 
 
+def readme_commands(title: str) -> list[str]:
+    """Return the commands of the executed block below a heading of the README."""
+    section = (ROOT / "README.md").read_text().split(f"\n## {title}\n")[1].split("\n## ")[0]
+    block = section.split("<!-- executed by tests/docs/test_pages.py -->")[1].split("\n```\n")[0]
+    return re.findall(r"^\$ secure-dagu (.*)$", block, re.M)
+
+
+def test_the_local_commands_of_the_readme_work_as_written(host: LocalHost) -> None:
+    shutil.copytree(ROOT / "examples", host.folder / "examples")
+    told = [host.ok(*words.split()) for words in readme_commands("Run a workflow on this host")]
+    assert told[0] == ""
+    assert "hello from" in told[1]
+    assert told[1].endswith("Result: Succeeded\n")
+    assert told[2] == told[1]
+    assert "Succeeded" in told[3]
+
+
+def test_the_guide_to_local_runs_names_commands_that_there_are_and_begins_with_some_that_work(host: LocalHost) -> None:
+    page = (ROOT / "docs/how-to/run-locally.md").read_text()
+    lines = re.findall(r"(?:^|\| )(secure-dagu [^#>\n`]*)", page, re.M)
+    assert len(lines) > 20
+    for line in lines:
+        assert parse(shlex.split(line)[1:]).command in COMMANDS, line
+    host.file("retry.yaml", host.ok("example", "retry"))
+    host.file("params.yaml", host.ok("example", "params"))
+    works = ("validate retry", "dry retry", "start retry", "start params", "status retry", "history", "ls", "ps", "rm")
+    for line in lines:
+        words = shlex.split(line)[1:]
+        if " ".join(words).startswith(works):
+            host.ok(*words)
+
+
+class NewHost(Host):
+    """The machine of somebody who has set nothing: no DAGU_HOME, and no folder of ours yet."""
+
+    @property
+    def environment(self) -> dict[str, str]:
+        return {name: value for name, value in super().environment.items() if name != "DAGU_HOME"}
+
+
 def test_the_five_commands_of_the_readme_work_as_written(tmp_path: Path) -> None:
-    text = (ROOT / "README.md").read_text()
-    block = text[text.index("<!-- executed by tests/docs/test_pages.py -->") :]
-    block = block[: block.index("\n```\n")]
-    commands = re.findall(r"^\$ secure-dagu (.*)$", block, re.M)
+    commands = readme_commands("Five commands from nothing to a run over mutual TLS")
     assert len(commands) == 5
-    # The README's ports and home are those of a person's machine; here they are free ones, in a folder of this test.
+    # The README's ports are those of a person's machine; here they are free ones.
     port, health, worker_health = free_port(), free_port(), free_port()
-    host = Host(tmp_path)
+    host = NewHost(tmp_path)
     shutil.copytree(ROOT / "examples", tmp_path / "examples")
 
     def words(line: str) -> list[str]:
-        line = line.removesuffix(" &").replace("~/.dagu", str(tmp_path)).replace("localhost:50055", f"localhost:{port}")
+        line = line.removesuffix(" &").replace("localhost:50055", f"localhost:{port}")
         return line.replace("examples/", f"{tmp_path}/examples/").split()
 
     host.ok(*words(commands[0]))
