@@ -89,6 +89,13 @@ def test_the_rules_are_read_and_pass_their_time_travel() -> None:
         assert "SUCCESS" in promtool("test", "rules", str(file))
 
 
+def test_the_chart_brings_the_same_rules() -> None:
+    # Helm reads only what lies in the chart, so it has a copy: not a link, which an archive or a checkout may lose.
+    chart = ROOT / "deploy/helm/secure-dagu/files/alerts.yml"
+    assert not chart.is_symlink()
+    assert chart.read_bytes() == (MONITORING / "alerts.yml").read_bytes()
+
+
 def test_every_alert_is_tested_and_leads_to_its_runbook() -> None:
     tested = "".join(file.read_text() for file in (MONITORING / "tests").glob("*.yml"))
     headings = set(re.findall(r"(?m)^### (\w+)$", GUIDE.read_text()))
