@@ -54,6 +54,13 @@ class NotFound(SecureDaguError):
     exit_code, http_status, grpc_status = 1, 404, "NOT_FOUND"
 
 
+class UnknownCall(NotFound):
+    """The other end does not have this call: it is an older release, or another program."""
+
+    code = "unknown-call"
+    grpc_status = "UNIMPLEMENTED"
+
+
 class Conflict(SecureDaguError):
     """The state has moved on: the caller reads again."""
 

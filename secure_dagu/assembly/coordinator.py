@@ -233,6 +233,7 @@ class _Everything:
         self.find_runs, self.count_runs = reports.find_runs, reports.count_runs
         self.log_page = reports.log_page
         self.read_log, self.artifacts, self.read_artifact = reports.read_log, reports.artifacts, reports.read_artifact
+        self.delete_run = of.deleting.delete_run
         self.put, self.has, self.get = bundles.put, bundles.has, bundles.get
         self.get_state, self.put_state, self.delete_state, self.list_state = (
             state.get_state, state.put_state, state.delete_state, state.list_state,

@@ -48,6 +48,7 @@ ACTION_OF: Mapping[str, Action] = MappingProxyType(
         OPERATIONS_SERVICE + "ReadLogPage": Action.RUN_READ,
         OPERATIONS_SERVICE + "ListArtifacts": Action.RUN_READ,
         OPERATIONS_SERVICE + "ReadArtifact": Action.RUN_READ,
+        OPERATIONS_SERVICE + "DeleteRun": Action.RUN_DELETED,
         OPERATIONS_SERVICE + "ListMachines": Action.WORKERS_READ,
         OPERATIONS_SERVICE + "DrainWorker": Action.WORKER_DRAINED,
         OPERATIONS_SERVICE + "ListLinks": Action.WORKERS_READ,

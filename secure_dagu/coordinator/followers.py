@@ -94,7 +94,8 @@ async def follow(
             is_over = False
             if has_status:
                 latest = await store.latest(run=row.run, root=row.root)
-                assert latest is not None, "runs are not removed while they are followed"
+                if latest is None:
+                    raise NotFound(f"run {run} was deleted")
                 if latest.key != row.key:  # a new attempt has begun: its logs are in another folder
                     row = latest
                     tail.restart(row)

@@ -13,6 +13,7 @@ from msgspec import Struct, field
 from secure_dagu.audit.events import NO_TRAIL, Trail
 from secure_dagu.coordinator.board import Board
 from secure_dagu.coordinator.bundles import BundleShelf
+from secure_dagu.coordinator.deleting import Deleting
 from secure_dagu.coordinator.dispatching import Dispatching
 from secure_dagu.coordinator.endings import Endings
 from secure_dagu.coordinator.finisher import Finisher
@@ -72,6 +73,7 @@ class Service(Struct, frozen=True, kw_only=True):
     sweeper: Sweeper
     releasing: Releasing
     machines: Machines
+    deleting: Deleting
 
 
 @asynccontextmanager
@@ -129,6 +131,9 @@ async def running(
             store=store, blobs=blobs, ledger=ledger, endings=endings, changes=changes, uploads=uploads,
             finisher=finisher, clock=clock, trail=trail, tenants=tenants, why_waits=board.why_waits,
         )  # fmt: skip
+        deleting = Deleting(
+            store=store, blobs=blobs, ledger=ledger, finisher=finisher, trail=trail, tenants=tenants
+        )  # fmt: skip
         bundles = BundleShelf(
             store=store, blobs=blobs, ledger=ledger, clock=clock, trail=trail,
             max_total=options.bundle_store_bytes,
@@ -160,7 +165,7 @@ async def running(
         try:
             yield Service(
                 desk=desk, reports=reports, bundles=bundles, state=state, sweeper=sweeper, releasing=releasing,
-                machines=machines,
+                machines=machines, deleting=deleting,
             )  # fmt: skip
         except Exception as error:  # the user's own, not to be wrapped into a group by ours
             failure = error

@@ -170,6 +170,17 @@ class RunReports(Protocol):
         """
         ...
 
+    async def delete_run(self, caller: Caller, *, run: DagRunRef) -> None:
+        """Delete a finished root run with its children, logs and artifacts (our own extension).
+
+        Raises:
+            UnknownCall: the coordinator has no such call.
+            NotFound: no such root run, such as after it was deleted.
+            WrongState: it is active.
+            Conflict: it was retried meanwhile.
+        """
+        ...
+
 
 class Bundles(Protocol):
     """Content-addressed workspace bundles (protocol, section 7)."""

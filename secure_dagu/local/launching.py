@@ -25,7 +25,16 @@ from secure_dagu.dispatch.operating import Outlook, Placement, StartRequest, Wai
 from secure_dagu.dispatch.placement import placement_of
 from secure_dagu.dispatch.retrying import due_at, is_pending, retries_of
 from secure_dagu.dispatch.way import Way
-from secure_dagu.errors import AlreadyExists, Conflict, InvalidRequest, NotFound, NotRunning, Unavailable, WrongState
+from secure_dagu.errors import (
+    AlreadyExists,
+    Conflict,
+    InvalidRequest,
+    NotFound,
+    NotRunning,
+    Unavailable,
+    UnknownCall,
+    WrongState,
+)
 from secure_dagu.local import deciding, history, retention
 from secure_dagu.local.forks import Forks
 from secure_dagu.local.handing import hand_over, selector_of
@@ -292,18 +301,28 @@ class Launcher:
     async def delete(self, run: DagRunRef) -> None:
         """Remove a finished run (`Launching.delete`)."""
         record = await self._here(run)
-        if record is not None:
-            await self._at_rest(record)
-        else:
-            if await self._remote(run) is None:
-                raise _unknown(run)
-            raise Conflict(
-                f"dag-run {run.run_id} cannot be deleted", why="its coordinator keeps the runs of its workers",
-                fix="let the coordinator's retention remove it",
-            )  # fmt: skip
+        if record is None:
+            await self._delete_remote(run)
+            return
+        await self._at_rest(record)
         if retention.is_active(record):
             raise WrongState(f"dag-run {run.run_id} is running; stop or dequeue it before deleting")
         await asyncio.to_thread(retention.delete, self.places, record)
+
+    async def _delete_remote(self, run: DagRunRef) -> None:
+        """Remove a run that workers executed: at its coordinator, then what is kept of it here."""
+        if self.way.coordinator is None or await self._remote(run) is None:
+            raise _unknown(run)
+        try:
+            await self.way.coordinator.delete_run(self.way.caller, run=run)
+        except UnknownCall as error:
+            raise Conflict(
+                f"dag-run {run.run_id} cannot be deleted", why="its coordinator, of another release, offers no way",
+                fix="let the coordinator's retention remove it",
+            ) from error  # fmt: skip
+        record = await asyncio.to_thread(self.places.records.find_any, run)
+        if record is not None:
+            await asyncio.to_thread(retention.delete, self.places, record)
 
     # ── again ────────────────────────────────────────────────────────────────────────────────────────────────────────
 

@@ -56,6 +56,7 @@ _TREE = Rule(roles=_ALL_FOUR, object_rule=ObjectRule.HELD_TREE)
 _ISSUE = Rule(roles=_ISSUERS, object_rule=ObjectRule.NONE)
 _PROBE = Rule(roles=_ALL_FOUR, object_rule=ObjectRule.NONE)
 _ADMIN = Rule(roles=frozenset({_A}), object_rule=ObjectRule.NONE)
+_DELETE = Rule(roles=frozenset({_C, _A}), object_rule=ObjectRule.NONE)
 _OPERATE = Rule(roles=frozenset({_D, _A}), object_rule=ObjectRule.NONE)
 
 RPC_RULES: Mapping[str, Rule] = MappingProxyType(
@@ -96,6 +97,7 @@ RPC_RULES: Mapping[str, Rule] = MappingProxyType(
         OPERATIONS_SERVICE + "ReadLogPage": _OPERATE,
         OPERATIONS_SERVICE + "ListArtifacts": _OPERATE,
         OPERATIONS_SERVICE + "ReadArtifact": _OPERATE,
+        OPERATIONS_SERVICE + "DeleteRun": _DELETE,
         OPERATIONS_SERVICE + "ListMachines": _OPERATE,
         OPERATIONS_SERVICE + "DrainWorker": _ADMIN,
         OPERATIONS_SERVICE + "ListLinks": _ADMIN,

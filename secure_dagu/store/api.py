@@ -195,6 +195,18 @@ class Store(Protocol):
         """
         ...
 
+    async def attempts_of(self, root: DagRunRef) -> Sequence[AttemptRow]:
+        """Return every attempt of a root run and of its children."""
+        ...
+
+    async def remove(self, root: DagRunRef, *, latest: AttemptKey) -> None:
+        """Forget a root run and its children.
+
+        Raises:
+            Conflict: it has another latest attempt, or something of it waits or is executed.
+        """
+        ...
+
     async def state(self, ref: StateRef) -> StateEntry | None:
         """Return one shared value."""
         ...

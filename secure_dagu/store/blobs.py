@@ -104,6 +104,11 @@ class Blobs:
         except NotFound:
             return 0
 
+    def remove_logs(self, place: LogPlace) -> None:
+        """Remove the logs of an attempt, and the folder of its root run once that is empty."""
+        self.logs.remove(place.parts)
+        self.logs.remove_empty(place.parts[:-1])
+
     # -- artifacts ----------------------------------------------------------------------------------------------------
 
     def new_archive(self, dag: str, folder: str, *, other: str) -> str:
@@ -153,6 +158,10 @@ class Blobs:
         """
         *folders, name = artifact_parts(path)
         return self._artifacts.open_read((*archive.split("/"), *folders), name)
+
+    def remove_artifacts(self, archive: str) -> None:
+        """Remove the artifact folder of a run."""
+        self._artifacts.remove(archive.split("/"))
 
     # -- bundles ------------------------------------------------------------------------------------------------------
 

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import shutil
 import stat
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -94,6 +95,25 @@ class Folder:
             os.close(fd)
             raise InvalidRequest("something that is no plain file is in the way", fix="look at the folder")
         return fd
+
+    def remove(self, parts: Sequence[str]) -> None:
+        """Remove a directory with everything in it; nothing happens when there is none.
+
+        Raises:
+            InvalidRequest: a link or a file is in its place. Unavailable: the disk refuses.
+        """
+        with contextlib.suppress(NotFound), self.directory(parts[:-1], create=False) as above:
+            try:
+                shutil.rmtree(checked_name(parts[-1]), dir_fd=above)
+            except FileNotFoundError:
+                return
+            except OSError as error:
+                raise write_failure(error) from error
+
+    def remove_empty(self, parts: Sequence[str]) -> None:
+        """Remove a directory in which nothing is left; one that holds something stays."""
+        with contextlib.suppress(NotFound, OSError), self.directory(parts[:-1], create=False) as above:
+            os.rmdir(checked_name(parts[-1]), dir_fd=above)
 
 
 def checked_name(name: str) -> str:

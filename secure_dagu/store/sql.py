@@ -126,6 +126,13 @@ _CANCEL = Statement(
     sql_update(tasks).where(tasks.c.key == bindparam("key_")).values(cancelling=bindparam("cancelling_"))
 )
 _END_TASK = Statement(sql_delete(tasks).where(tasks.c.key == bindparam("key_")))
+_ATTEMPTS_OF = Statement(_ATTEMPT_AND_RUN.where(*_OF_ROOT))
+_RUNS_OF = select(runs.c.id).where(*_OF_ROOT)
+_HAS_TASK = Statement(
+    select(tasks.c.key).join(attempts, attempts.c.key == tasks.c.key).where(attempts.c.run.in_(_RUNS_OF)).limit(1)
+)
+_REMOVE_ATTEMPTS = Statement(sql_delete(attempts).where(attempts.c.run.in_(_RUNS_OF)))
+_REMOVE_RUNS = Statement(sql_delete(runs).where(*_OF_ROOT))
 _REPORTED = ("document", "claim_key", "status", "worker", "archive", "error", "started_at", "finished_at")
 _REPORT = Statement(
     sql_update(attempts)
@@ -303,6 +310,21 @@ class SqlStore:
             session.run(_SHOW, {"key_": report.key, "status_": report.status, "summary_": report.summary})
             if report.ends_task:
                 session.run(_END_TASK, {"key_": report.key})
+
+        await self._writer.write(write)
+
+    async def attempts_of(self, root: DagRunRef) -> Sequence[AttemptRow]:
+        return await self._many(_ATTEMPTS_OF, {"root_dag": root.name, "root_run_id": root.run_id})
+
+    async def remove(self, root: DagRunRef, *, latest: AttemptKey) -> None:
+        values = {"root_dag": root.name, "root_run_id": root.run_id}
+
+        def write(session: Session) -> None:
+            found = session.row(_FIND_RUN, {**values, "dag": root.name, "run_id": root.run_id})
+            if found is None or found[1] != latest or session.row(_HAS_TASK, values) is not None:
+                raise _moved(root)
+            session.run(_REMOVE_ATTEMPTS, values)
+            session.run(_REMOVE_RUNS, values)
 
         await self._writer.write(write)
 

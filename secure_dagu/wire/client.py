@@ -57,6 +57,7 @@ ANNOUNCE_S = 2.0
 DISPATCH_S = 300.0
 STATE_S = 300.0
 BUNDLE_S = 300.0
+DELETE_S = 300.0
 
 
 class Transport(Protocol):
@@ -311,6 +312,11 @@ class RemoteCoordinator:
         answers = self.transport.download(OPERATIONS + "ReadArtifact", request.SerializeToString(), BUNDLE_S)
         async for raw in answers:
             yield _parse(ext.Bytes, raw).data
+
+    async def delete_run(self, caller: Caller, *, run: DagRunRef) -> None:
+        """Delete a finished run."""
+        request = ext.DeleteRunRequest(dag_name=run.name, dag_run_id=run.run_id)
+        await self.transport.call(OPERATIONS + "DeleteRun", request.SerializeToString(), DELETE_S)
 
     # -- Bundles -------------------------------------------------------------------------------------------------------
 

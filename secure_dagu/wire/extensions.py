@@ -134,6 +134,9 @@ class Extensions:
                 cap=Cap.STREAMS,
                 download=self._read_artifact,
             ),
+            Method(
+                path=OPERATIONS + "DeleteRun", decode=partial(codec.parse, ext.DeleteRunRequest), unary=self._delete
+            ),
         )
 
     async def _cancellations(self, caller: Caller, _request: ext.WatchCancellationsRequest) -> AsyncIterator[bytes]:
@@ -246,6 +249,10 @@ class Extensions:
         async for data in self._desk.read_artifact(caller, run=run, path=path):
             for piece in streams.pieces(data, streams.LOG_CHUNK):
                 yield ext.Bytes(data=piece).SerializeToString()
+
+    async def _delete(self, caller: Caller, request: ext.DeleteRunRequest, _context: Context) -> bytes:
+        await self._desk.delete_run(caller, run=fields.run(request.dag_name, request.dag_run_id))
+        return b""
 
 
 def _ms(moment: datetime | None) -> int:

@@ -10,7 +10,7 @@ from typing import TypeVar
 
 from secure_dagu.dispatch.model import Caller, RunSummary
 from secure_dagu.dispatch.operating import ListedRun, RunFilter
-from secure_dagu.errors import SecureDaguError
+from secure_dagu.errors import NotFound, SecureDaguError, Unavailable, UnknownCall
 from secure_dagu.run.model import DagRunRef
 from secure_dagu.wire.channel import Channel
 from secure_dagu.wire.client import RemoteCoordinator, Transport
@@ -19,7 +19,7 @@ T = TypeVar("T")
 
 
 class GatheringCoordinator(RemoteCoordinator):
-    """Anyone, but for lists and the status of runs: those are everybody's."""
+    """Anyone, but for lists, the status and the end of the records of runs: those are everybody's."""
 
     def __init__(self, transport: Transport, present: Callable[[], Awaitable[Sequence[Channel]]]) -> None:
         """Take how to ask anyone, and who is there."""
@@ -49,29 +49,53 @@ class GatheringCoordinator(RemoteCoordinator):
         found = await self._all(lambda one: one.run_status(caller, run=run, root=root))
         return next((document for document in found if document is not None), None)
 
+    async def delete_run(self, caller: Caller, *, run: DagRunRef) -> None:
+        """Delete a run where it is kept.
+
+        Raises:
+            SecureDaguError: nobody has deleted it; what was said by who has it, else by who may have it.
+        """
+        deleted, problems = await self._asked(lambda one: one.delete_run(caller, run=run))
+        if not deleted:
+            raise min(problems, key=_ignorance)
+
     async def _all(self, ask: Callable[[RemoteCoordinator], Awaitable[T]]) -> Sequence[T]:
         """Return what each one answers.
 
         Raises:
             SecureDaguError: nobody answers.
         """
-        channels = await self._present()
-        if len(channels) < 2:
-            return [await ask(RemoteCoordinator(self.transport))]
-        answers: list[T] = []
-        problems: list[SecureDaguError] = []
-
-        async def asked(channel: Channel) -> None:
-            try:
-                if (problem := await channel.absence()) is not None:
-                    raise problem
-                answers.append(await ask(RemoteCoordinator(channel)))
-            except SecureDaguError as error:
-                problems.append(error)
-
-        async with asyncio.TaskGroup() as group:
-            for channel in channels:
-                group.create_task(asked(channel))
+        answers, problems = await self._asked(ask)
         if not answers:
             raise problems[0]
         return answers
+
+    async def _asked(
+        self, ask: Callable[[RemoteCoordinator], Awaitable[T]]
+    ) -> tuple[Sequence[T], Sequence[SecureDaguError]]:
+        """Return what each one answers, and why the others do not."""
+        channels = await self._present()
+        answers: list[T] = []
+        problems: list[SecureDaguError] = []
+
+        async def asked(channel: Channel | None) -> None:
+            try:
+                if channel is not None and (problem := await channel.absence()) is not None:
+                    raise problem
+                answers.append(await ask(RemoteCoordinator(channel or self.transport)))
+            except SecureDaguError as error:
+                problems.append(error)
+
+        if len(channels) < 2:
+            await asked(None)
+            return answers, problems
+        async with asyncio.TaskGroup() as group:
+            for channel in channels:
+                group.create_task(asked(channel))
+        return answers, problems
+
+
+def _ignorance(error: SecureDaguError) -> int:
+    """Return how little an error says of a run: 0 from who has it, most from who has not."""
+    kinds = (Unavailable, UnknownCall, NotFound)
+    return next((place for place, kind in enumerate(kinds, 1) if isinstance(error, kind)), 0)

@@ -22,6 +22,7 @@ from secure_dagu.errors import (
     SecureDaguError,
     Unauthenticated,
     Unavailable,
+    UnknownCall,
 )
 from secure_dagu.errors import IntegrityViolation as Integrity
 
@@ -36,7 +37,7 @@ _FAMILY: dict[grpc.StatusCode, type[SecureDaguError]] = {
     grpc.StatusCode.INVALID_ARGUMENT: InvalidRequest,
     grpc.StatusCode.OUT_OF_RANGE: InvalidRequest,
     grpc.StatusCode.NOT_FOUND: NotFound,
-    grpc.StatusCode.UNIMPLEMENTED: NotFound,  # the other end does not have this call
+    grpc.StatusCode.UNIMPLEMENTED: UnknownCall,
     grpc.StatusCode.ALREADY_EXISTS: Conflict,
     grpc.StatusCode.ABORTED: Conflict,
     grpc.StatusCode.FAILED_PRECONDITION: PreconditionFailed,
@@ -90,7 +91,7 @@ def error_of(code: grpc.StatusCode, details: str, metadata: Iterable[tuple[str, 
     if code is grpc.StatusCode.DEADLINE_EXCEEDED:
         return Unavailable("no answer in time", why=said)
     if code is grpc.StatusCode.UNIMPLEMENTED:
-        return NotFound("the other end does not know this call", why=said)
+        return UnknownCall("the other end does not know this call", why=said)
     family = _FAMILY.get(code)
     if family is None:
         return SecureDaguError(said or "the call failed at the other end", why=f"gRPC status {code.name}")

@@ -63,6 +63,7 @@ secure_dagu.v1.Operations/ReadLog                              - + - + -  none
 secure_dagu.v1.Operations/ReadLogPage                          - + - + -  none
 secure_dagu.v1.Operations/ListArtifacts                        - + - + -  none
 secure_dagu.v1.Operations/ReadArtifact                         - + - + -  none
+secure_dagu.v1.Operations/DeleteRun                            - - + + -  none
 """
 TABLE = {f"/{words[0]}": (words[1:6], words[6]) for words in map(str.split, EXPECTED.strip().splitlines())}
 

@@ -209,6 +209,7 @@ SENT: dict[str, Maker] = {
     _O + "ReadArtifact": lambda _, held: ext.ReadArtifactRequest(
         dag_name=held.run.name, dag_run_id=held.run.run_id, path="a.txt"
     ),
+    _O + "DeleteRun": lambda _, held: ext.DeleteRunRequest(dag_name=held.run.name, dag_run_id=held.run.run_id),
 }
 NO_OBJECT = frozenset({_C + "GetDAG", _C + "HasWorkspaceBundle", _C + "GetWorkspaceBundle"})
 """Methods whose objects no run of this world names: foreign to every worker."""

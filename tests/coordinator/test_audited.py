@@ -49,6 +49,7 @@ W1 = Caller(
     serial="1f2e", address="192.0.2.7:40000",
 )  # fmt: skip
 RUN = DagRunRef("sales", "r1")
+OVER = DagRunRef("sales", "r0")
 REF = StateRef("global", "_", "k")
 BY = StateSource()
 SECRET = "secrets:\n  - name: TOKEN\n    ref: api/token\n" + DEFINITION
@@ -156,6 +157,7 @@ CALLS: dict[str, Call] = {
     "ReadLogPage": lambda house, claim: page(house, claim),
     "ListArtifacts": lambda house, _: house.service.reports.artifacts(DISPATCHER, run=RUN),
     "ReadArtifact": lambda house, claim: artifact(house, claim, read=True),
+    "DeleteRun": lambda house, _: house.service.deleting.delete_run(DISPATCHER, run=OVER),
 }
 METHODS = sorted(method for method, action in ACTION_OF.items() if action is not Action.LINK_OPENED)
 
@@ -167,6 +169,7 @@ def test_every_method_with_an_event_of_its_own_is_called_here() -> None:
 @pytest.mark.parametrize("method", METHODS)
 async def test_a_call_leaves_the_event_of_the_table(place: Place, witness: Witness, method: str) -> None:
     async with place.coordinator() as house, asyncio.timeout(10):
+        await house.report(W1, await house.started(W1, OVER.run_id), 4)
         claim = await house.started(W1, definition=SECRET)
         witness.recorded.clear()
         witness.noted.clear()
@@ -184,6 +187,7 @@ DURABLE = sorted(method for method in METHODS if MEANINGS[ACTION_OF[method]].dur
 async def test_what_cannot_be_recorded_does_not_happen(place: Place, witness: Witness, method: str) -> None:
     name = method.rpartition("/")[2]
     async with place.coordinator() as house, asyncio.timeout(10):
+        await house.report(W1, await house.started(W1, OVER.run_id), 4)
         claim = await house.started(W1, definition=SECRET)
         offered: Claim | None = None
         if name == "AckTaskClaim":
@@ -195,6 +199,7 @@ async def test_what_cannot_be_recorded_does_not_happen(place: Place, witness: Wi
             await (house.acknowledge(W1, offered) if offered else CALLS[name](house, claim))
         witness.refuses = False
         assert json.dumps(await house.document(RUN)) == before
+        assert await house.document(OVER)
         assert await house.service.state.get_state(DISPATCHER, REF) is None
         assert not await house.service.bundles.has(DISPATCHER, BUNDLE.digest)
         assert await house.service.reports.run_status(DISPATCHER, run=DagRunRef("sales", "r3"), root=None) is None

@@ -13,12 +13,13 @@ from msgspec import Struct
 
 from secure_dagu.assembly.coordinator import _Everything
 from secure_dagu.assembly.launching import launching, queue_book, queue_processor
+from secure_dagu.coordinator.service import Service
 from secure_dagu.dag.load import load_definition
 from secure_dagu.dispatch.api import Coordinator
 from secure_dagu.dispatch.model import Caller
 from secure_dagu.dispatch.operating import Placement, StartRequest, Waiting
 from secure_dagu.dispatch.way import Way
-from secure_dagu.errors import Conflict, NotRunning, Unavailable
+from secure_dagu.errors import Conflict, NotFound, NotRunning, Unavailable, UnknownCall, WrongState
 from secure_dagu.local.launching import Launcher
 from secure_dagu.local.queue_book import LocalQueueBook
 from secure_dagu.local.runs import LocalRuns, Start
@@ -110,6 +111,45 @@ async def test_the_queue_counts_what_workers_run(site: Site) -> None:
         assert claim.task.run == second
         await site.house.report(worker(), claim, 4)
         await until(lambda: not list(site.launcher.places.running.everywhere()))
+
+
+async def test_a_run_of_workers_is_deleted_at_its_coordinator_and_here(site: Site) -> None:
+    await site.house.beat(worker(), labels=GPU)
+    run = await site.launcher.start(StartRequest(dag="flow"))
+    records = site.launcher.places.records
+    claim = await asyncio.wait_for(site.house.take(worker(), GPU), 10)
+    with pytest.raises(WrongState, match="stop or dequeue it before deleting"):
+        await site.launcher.delete(run)
+    await site.house.report(worker(), claim, 4)
+    assert records.find_any(run) is not None  # its definition, for retries
+    await site.launcher.delete(run)
+    assert records.find_any(run) is None
+    assert await site.house.store.attempts_of(run) == []
+    with pytest.raises(NotFound):
+        await site.launcher.delete(run)
+
+
+class _OtherRelease(_Everything):
+    """A coordinator without our extensions."""
+
+    def __init__(self, of: Service) -> None:
+        super().__init__(of)
+        self.delete_run = self._unknown
+
+    async def _unknown(self, caller: Caller, *, run: DagRunRef) -> None:
+        raise UnknownCall("the other end does not know this call")
+
+
+async def test_a_coordinator_that_cannot_delete_keeps_its_runs(site: Site) -> None:
+    await site.house.beat(worker(), labels=GPU)
+    run = await site.launcher.start(StartRequest(dag="flow"))
+    claim = await asyncio.wait_for(site.house.take(worker(), GPU), 10)
+    await site.house.report(worker(), claim, 4)
+    site.launcher.way.open(_OtherRelease(site.house.service), DISPATCHER)
+    with pytest.raises(Conflict, match="cannot be deleted") as caught:
+        await site.launcher.delete(run)
+    assert caught.value.http_status == 409
+    assert site.launcher.places.records.find_any(run) is not None
 
 
 async def test_a_child_of_a_local_run_goes_to_the_workers_that_its_step_selects(site: Site) -> None:

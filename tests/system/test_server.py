@@ -245,6 +245,12 @@ def test_start_all_runs_dispatched_runs_on_workers(cluster: Cluster) -> None:
                 assert step["content"] == "on the worker\n"
             listed = [run["dagRunId"] for run in api.client.get("/dag-runs").json()["dagRuns"]]
             assert len(listed) == len(set(listed)) == 2
+            for run_id in listed:
+                assert api.client.delete(f"/dag-runs/remote/{run_id}").status_code == 204
+                assert api.client.delete(f"/dag-runs/remote/{run_id}").status_code == 404
+            assert api.client.get("/dag-runs").json()["dagRuns"] == []
+            kept = cluster.host.home.rglob("*")
+            assert not [path for path in kept if path.is_file() and any(run_id in str(path) for run_id in listed)]
             assert working.stop() == 0
         assert service.stop() == 0
 

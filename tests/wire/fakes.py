@@ -251,6 +251,9 @@ class FakeCoordinator:
         self.ask("log_page", caller, run, step, stream, window)
         return LogPage(content="ü\n", line_count=1, total_lines=9, has_more=True, is_estimate=True, end_offset=2**40)
 
+    async def delete_run(self, caller: Caller, *, run: DagRunRef) -> None:
+        self.ask("delete_run", caller, run)
+
     async def follow(self, caller: Caller, *, run: DagRunRef, with_logs: bool) -> AsyncIterator[RunEvent]:
         self.ask("follow", caller, run, with_logs)
         yield RunEvent(status='{"status":1}')

@@ -22,7 +22,7 @@ from secure_dagu.dispatch.model import (
     WorkerStats,
 )
 from secure_dagu.dispatch.operating import RunFilter, Window
-from secure_dagu.errors import IntegrityViolation, InvalidRequest, NotFound
+from secure_dagu.errors import IntegrityViolation, InvalidRequest, NotFound, WrongState
 from secure_dagu.run.model import DagRunRef, RunStatus
 from secure_dagu.wire.client import RemoteCoordinator
 from tests.wire.conftest import House
@@ -182,6 +182,12 @@ async def test_operators_list_follow_and_read_runs(house: House, client: RemoteC
     assert await client.artifacts(WORKER, run=RUN) == await house.desk.artifacts(WORKER, run=RUN)
     pieces = [data async for data in client.read_artifact(WORKER, run=RUN, path="a/b.txt")]
     assert [len(piece) for piece in pieces] == [3 * 2**20, 2**20]
+    await client.delete_run(WORKER, run=RUN)
+    assert house.desk.all("delete_run") == [(RUN,)]
+    house.desk.error = WrongState("it runs", fix="stop it")
+    with pytest.raises(WrongState) as caught:
+        await client.delete_run(WORKER, run=RUN)
+    assert caught.value.as_dict() == house.desk.error.as_dict()
 
 
 async def test_operators_find_and_count_runs_and_read_pages_of_logs(house: House, client: RemoteCoordinator) -> None:

@@ -13,7 +13,15 @@ import pytest
 
 from secure_dagu.dispatch.model import LogPart, LogStream, Owner, Role, WorkerStats
 from secure_dagu.dispatch.operating import RunFilter
-from secure_dagu.errors import ConfigError, PreconditionFailed, Refused, SecureDaguError, Unavailable
+from secure_dagu.errors import (
+    ConfigError,
+    NotFound,
+    PreconditionFailed,
+    Refused,
+    SecureDaguError,
+    Unavailable,
+    WrongState,
+)
 from secure_dagu.telemetry.rpc_series import RpcSeries
 from secure_dagu.wire.channel import Channel
 from secure_dagu.wire.client import RemoteCoordinator
@@ -95,6 +103,28 @@ async def test_what_runs_there_are_is_asked_of_every_coordinator(town: Town) -> 
     with pytest.raises(Unavailable):
         await routes.anyone().run_status(WORKER, run=RUN, root=None)
     await routes.close()
+
+
+async def test_a_run_is_deleted_where_it_is_kept(town: Town) -> None:
+    async with town.open(1, 2) as houses:
+        for house in houses.values():
+            house.peer = peer(Role.ADMIN, "root")
+        houses[1].desk.error = NotFound("no such run")
+        routes = town.routes(1, 2)
+        for _ in range(4):  # whoever is asked first
+            await routes.anyone().delete_run(WORKER, run=RUN)
+        assert len(houses[2].desk.all("delete_run")) == 4
+        houses[2].desk.error = WrongState("it runs")
+        with pytest.raises(WrongState):
+            await routes.anyone().delete_run(WORKER, run=RUN)
+        houses[2].desk.error = NotFound("no such run")
+        with pytest.raises(NotFound):
+            await routes.anyone().delete_run(WORKER, run=RUN)
+        await routes.close()
+        routes = town.routes(1, 3)  # nobody is at 3, who may have it
+        with pytest.raises(Unavailable):
+            await routes.anyone().delete_run(WORKER, run=RUN)
+        await routes.close()
 
 
 async def test_nobody_there_says_why_in_the_dialers_words(town: Town) -> None:

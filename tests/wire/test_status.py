@@ -16,6 +16,7 @@ from secure_dagu.errors import (
     Refused,
     SecureDaguError,
     Unavailable,
+    UnknownCall,
 )
 from secure_dagu.wire import status
 
@@ -40,7 +41,7 @@ def test_the_details_begin_with_what_so_that_stock_peers_match_their_prefix() ->
     [
         (grpc.StatusCode.INVALID_ARGUMENT, InvalidRequest),
         (grpc.StatusCode.NOT_FOUND, NotFound),
-        (grpc.StatusCode.UNIMPLEMENTED, NotFound),
+        (grpc.StatusCode.UNIMPLEMENTED, UnknownCall),
         (grpc.StatusCode.ABORTED, Conflict),
         (grpc.StatusCode.FAILED_PRECONDITION, PreconditionFailed),
         (grpc.StatusCode.RESOURCE_EXHAUSTED, LimitExceeded),

@@ -367,6 +367,9 @@ class FakeCoordinator:
     async def log_page(self, caller: Caller, *, run: DagRunRef, step: str, stream: int, window: Window) -> LogPage:
         raise NotImplementedError
 
+    async def delete_run(self, caller: Caller, *, run: DagRunRef) -> None:
+        raise NotImplementedError
+
     def follow(self, caller: Caller, *, run: DagRunRef, with_logs: bool) -> AsyncIterator[RunEvent]:
         raise NotImplementedError
 

@@ -196,6 +196,11 @@ class OperationsStub:
                 request_serializer=secure__dagu_dot_v1_dot_extensions__pb2.ReadArtifactRequest.SerializeToString,
                 response_deserializer=secure__dagu_dot_v1_dot_extensions__pb2.Bytes.FromString,
                 _registered_method=True)
+        self.DeleteRun = channel.unary_unary(
+                '/secure_dagu.v1.Operations/DeleteRun',
+                request_serializer=secure__dagu_dot_v1_dot_extensions__pb2.DeleteRunRequest.SerializeToString,
+                response_deserializer=secure__dagu_dot_v1_dot_extensions__pb2.DeleteRunResponse.FromString,
+                _registered_method=True)
         self.ListMachines = channel.unary_unary(
                 '/secure_dagu.v1.Operations/ListMachines',
                 request_serializer=secure__dagu_dot_v1_dot_extensions__pb2.ListMachinesRequest.SerializeToString,
@@ -273,6 +278,13 @@ class OperationsServicer:
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
+    def DeleteRun(self, request, context):
+        """Delete a finished root run with its children, logs and artifacts. For admins and coordinators.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
     def ListMachines(self, request, context):
         """List workers with what their certificates prove, those lost within a day too.
         """
@@ -336,6 +348,11 @@ def add_OperationsServicer_to_server(servicer, server):
                     servicer.ReadArtifact,
                     request_deserializer=secure__dagu_dot_v1_dot_extensions__pb2.ReadArtifactRequest.FromString,
                     response_serializer=secure__dagu_dot_v1_dot_extensions__pb2.Bytes.SerializeToString,
+            ),
+            'DeleteRun': grpc.unary_unary_rpc_method_handler(
+                    servicer.DeleteRun,
+                    request_deserializer=secure__dagu_dot_v1_dot_extensions__pb2.DeleteRunRequest.FromString,
+                    response_serializer=secure__dagu_dot_v1_dot_extensions__pb2.DeleteRunResponse.SerializeToString,
             ),
             'ListMachines': grpc.unary_unary_rpc_method_handler(
                     servicer.ListMachines,
@@ -570,6 +587,33 @@ class Operations:
             '/secure_dagu.v1.Operations/ReadArtifact',
             secure__dagu_dot_v1_dot_extensions__pb2.ReadArtifactRequest.SerializeToString,
             secure__dagu_dot_v1_dot_extensions__pb2.Bytes.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def DeleteRun(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/secure_dagu.v1.Operations/DeleteRun',
+            secure__dagu_dot_v1_dot_extensions__pb2.DeleteRunRequest.SerializeToString,
+            secure__dagu_dot_v1_dot_extensions__pb2.DeleteRunResponse.FromString,
             options,
             channel_credentials,
             insecure,

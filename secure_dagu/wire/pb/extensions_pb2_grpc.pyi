@@ -100,6 +100,8 @@ class OperationsStub:
     """List the artifact files of a run."""
     ReadArtifact: _grpc.UnaryStreamMultiCallable[_extensions_pb2.ReadArtifactRequest, _extensions_pb2.Bytes]
     """Read one artifact file."""
+    DeleteRun: _grpc.UnaryUnaryMultiCallable[_extensions_pb2.DeleteRunRequest, _extensions_pb2.DeleteRunResponse]
+    """Delete a finished root run with its children, logs and artifacts. For admins and coordinators."""
     ListMachines: _grpc.UnaryUnaryMultiCallable[_extensions_pb2.ListMachinesRequest, _extensions_pb2.ListMachinesResponse]
     """List workers with what their certificates prove, those lost within a day too."""
     DrainWorker: _grpc.UnaryUnaryMultiCallable[_extensions_pb2.DrainWorkerRequest, _extensions_pb2.DrainWorkerResponse]
@@ -128,6 +130,8 @@ class OperationsAsyncStub(OperationsStub):
     """List the artifact files of a run."""
     ReadArtifact: _aio.UnaryStreamMultiCallable[_extensions_pb2.ReadArtifactRequest, _extensions_pb2.Bytes]  # type: ignore[assignment]
     """Read one artifact file."""
+    DeleteRun: _aio.UnaryUnaryMultiCallable[_extensions_pb2.DeleteRunRequest, _extensions_pb2.DeleteRunResponse]  # type: ignore[assignment]
+    """Delete a finished root run with its children, logs and artifacts. For admins and coordinators."""
     ListMachines: _aio.UnaryUnaryMultiCallable[_extensions_pb2.ListMachinesRequest, _extensions_pb2.ListMachinesResponse]  # type: ignore[assignment]
     """List workers with what their certificates prove, those lost within a day too."""
     DrainWorker: _aio.UnaryUnaryMultiCallable[_extensions_pb2.DrainWorkerRequest, _extensions_pb2.DrainWorkerResponse]  # type: ignore[assignment]
@@ -201,6 +205,14 @@ class OperationsServicer(metaclass=_abc_1.ABCMeta):
         context: _ServicerContext,
     ) -> _typing.Union[_abc.Iterator[_extensions_pb2.Bytes], _abc.AsyncIterator[_extensions_pb2.Bytes]]:
         """Read one artifact file."""
+
+    @_abc_1.abstractmethod
+    def DeleteRun(
+        self,
+        request: _extensions_pb2.DeleteRunRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_extensions_pb2.DeleteRunResponse, _abc.Awaitable[_extensions_pb2.DeleteRunResponse]]:
+        """Delete a finished root run with its children, logs and artifacts. For admins and coordinators."""
 
     @_abc_1.abstractmethod
     def ListMachines(
