@@ -23,6 +23,8 @@ class Wanted(Struct, frozen=True, kw_only=True):
     target: str = ""
     serial: str = ""
     address: str = ""
+    reason: str = ""
+    """The whole reason."""
     since: str = ""
     until: str = ""
 
@@ -35,6 +37,7 @@ class Wanted(Struct, frozen=True, kw_only=True):
             and self.target in record.target
             and record.serial.startswith(self.serial)
             and self.address in record.address
+            and self.reason in ("", record.reason)
             and record.time >= self.since
             and (not self.until or record.time < self.until)
         )

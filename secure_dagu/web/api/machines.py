@@ -9,10 +9,9 @@ from fastapi import APIRouter, Query, Request
 from starlette.responses import Response
 from typing_extensions import TypedDict
 
-from secure_dagu.audit.reading import Wanted, newest
 from secure_dagu.dag import durations
 from secure_dagu.errors import DefinitionError, InvalidRequest
-from secure_dagu.web.api import bodies, shapes_machines, views_audit, views_machines
+from secure_dagu.web.api import bodies, shapes_machines, views_audit, views_machines, views_security
 from secure_dagu.web.api.deps import (
     Admin,
     Api,
@@ -31,19 +30,6 @@ from secure_dagu.web.api.queries import ItemsQuery, QueueName, WorkerName
 from secure_dagu.web.threads import on_thread
 
 router = APIRouter(tags=["machines"])
-
-_SECURITY = (
-    "link.refused",
-    "call",
-    "certificate",
-    "crl",
-    "exception",
-    "policy",
-    "transport",
-    "enrolment",
-    "ca",
-    "login",
-)
 
 
 class Point(TypedDict):
@@ -199,13 +185,13 @@ async def list_connections(request: Request, parts: Api, _: MachineReader) -> Re
     return reply(request, await views_machines.connections(parts.fleet))
 
 
-@router.get("/security/events", response_model=views_audit.AuditPage)
+@router.get("/security/events", response_model=views_security.SecurityEvents)
 async def list_security_events(
-    request: Request, parts: Api, _: Auditor, limit: Annotated[int, Query(ge=1, le=1000)] = 100
+    request: Request, parts: Api, _: Auditor, query: Annotated[views_audit.AuditPageQuery, Query()]
 ) -> Response:
-    """List what the audit logs say of connections, certificates and refused calls, newest first."""
+    """List what the audit logs say of refused connections, calls and logins and of certificates, newest first.
+
+    `counts` says how often each reason came up in the same time; without times, in the last seven days.
+    """
     await recorded(request, Change.AUDIT_READ, "log:security")
-    wanted = Wanted(actions=_SECURITY)
-    found = await on_thread(lambda: newest(parts.audit_folders.values(), wanted, limit=limit))
-    entries = [views_audit.entry(record) for record in found.records]
-    return reply(request, {"entries": entries, "total": found.total})
+    return reply(request, await on_thread(lambda: views_security.security_page(parts, query)))

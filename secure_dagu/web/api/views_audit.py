@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import io
 import json
+import re
 from collections.abc import Iterator, Mapping
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
@@ -25,6 +26,8 @@ from secure_dagu.web.gate import ACTIONS
 _COLUMNS = ("timestamp", "source", "category", "action", "result", "username", "ipAddress", "resourceType",
             "resourceId", "reason", "details")  # fmt: skip
 _LATELY = timedelta(days=7)
+_HTTP_METHOD = re.compile(r"method:[A-Z]+ /")
+"""What a refused request was for; calls between machines have `method:SERVICE/NAME`."""
 _OLD_ACTIONS: Mapping[str, tuple[str, ...]] = {
     **{change.value: (action.value,) for change, action in ACTIONS.items()},
     "login": (Action.LOGIN,), "setup_admin": (Action.ACCOUNT_SET_UP,), "password_change": (Action.PASSWORD_CHANGED,),
@@ -117,6 +120,7 @@ class AuditQuery(BoundedQuery):
     source: str = Field("", max_length=64, description="coordinator, server, scheduler, command; rest: by this API.")
     surface: Literal["rest_api", "rpc", "cli", ""] = ""
     result: str = Field("", max_length=64, description="succeeded, denied or failed.")
+    reason: str = Field("", max_length=64, description="Why it was denied or failed, such as cert_revoked.")
     resourceType: str = Field("", max_length=64)
     resourceId: str = Field("", max_length=512)
     credentialId: str = Field("", max_length=128, description="Beginning of a certificate's serial.")
@@ -140,6 +144,7 @@ class AuditQuery(BoundedQuery):
             credential_type=self.credentialType,
             actions=actions,
             outcomes=(self.result,) if self.result else (),
+            reason=self.reason,
             actor=self.userId,
             target=target,
             serial=self.credentialId.lower(),
@@ -203,7 +208,7 @@ def entry(record: Record) -> AuditEntry:
 
 
 def _surface(record: Record) -> str:
-    if Detail.VIA in record.details:
+    if Detail.VIA in record.details or _HTTP_METHOD.match(record.target):  # who was let in nowhere came by no way
         return "rest_api"
     return "cli" if record.source == "command" else "rpc"
 

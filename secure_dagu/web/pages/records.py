@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from datetime import UTC, datetime, timedelta
+from pathlib import Path
 from urllib.parse import urlencode
 
 from fastapi import APIRouter, Request
@@ -14,6 +16,7 @@ from secure_dagu.audit.events import Action, Outcome
 from secure_dagu.audit.reading import Wanted, newest
 from secure_dagu.web.api.deps import Change, Need
 from secure_dagu.web.api.views_audit import entry, verified
+from secure_dagu.web.api.views_security import KINDS, SECURITY, ReasonCount, counted, of_security
 from secure_dagu.web.context import Services
 from secure_dagu.web.pages.frame import entered, render
 from secure_dagu.web.people import Person
@@ -23,9 +26,8 @@ SPANS = {"24h": "Last 24 hours", "7d": "Last 7 days", "30d": "Last 30 days", "al
 _DAYS = {"24h": 1, "7d": 7, "30d": 30}
 _PAGE = 100
 _MOST_PAGES = 1000
-_SECURITY = ("link", "call", "certificate", "enrolment", "ca", "crl")
-"""Categories of the page of security events."""
 CATEGORIES = tuple(dict.fromkeys(action.value.partition(".")[0] for action in Action))
+_OF_SECURITY = tuple(word.partition(".")[0] for word in SECURITY if word != Action.LINK_CUT)
 
 router = APIRouter(include_in_schema=False)
 
@@ -37,6 +39,7 @@ class AuditFilters(Struct, frozen=True, kw_only=True):
     action: str = ""
     source: str = ""
     outcome: str = ""
+    reason: str = ""
     actor: str = ""
     target: str = ""
     address: str = ""
@@ -47,7 +50,7 @@ class AuditFilters(Struct, frozen=True, kw_only=True):
         """Return the same as a URL's query."""
         pairs = {
             "category": self.category, "action": self.action, "source": self.source, "result": self.outcome,
-            "user": self.actor, "target": self.target, "address": self.address,
+            "reason": self.reason, "user": self.actor, "target": self.target, "address": self.address,
             "span": "" if self.span == "7d" else self.span, "page": str(page) if page > 1 else "",
         }  # fmt: skip
         return urlencode({key: value for key, value in pairs.items() if value})
@@ -58,7 +61,7 @@ class AuditFilters(Struct, frozen=True, kw_only=True):
         start = now - timedelta(days=days) if days else datetime(1970, 1, 1, tzinfo=UTC)
         pairs = {
             "category": self.category, "action": self.action, "source": self.source, "result": self.outcome,
-            "userId": self.actor, "resourceId": self.target, "ipAddress": self.address,
+            "reason": self.reason, "userId": self.actor, "resourceId": self.target, "ipAddress": self.address,
             "startTime": start.isoformat(timespec="seconds"),
         }  # fmt: skip
         return urlencode({key: value for key, value in pairs.items() if value})
@@ -70,11 +73,25 @@ class AuditFilters(Struct, frozen=True, kw_only=True):
         return Wanted(
             actions=(word,) if word else (),
             outcomes=(self.outcome,) if self.outcome else (),
+            reason=self.reason,
             actor=self.actor,
             target=self.target,
             address=self.address,
             since=text_of(now - timedelta(days=days)) if days else "",
         )
+
+
+class KindCard(Struct, frozen=True, kw_only=True):
+    """How often one kind of refusal was recorded."""
+
+    title: str
+    word: str
+    reasons: tuple[ReasonCount, ...]
+
+    @property
+    def total(self) -> int:
+        """Return the sum over all reasons."""
+        return sum(one["count"] for one in self.reasons)
 
 
 def audit_filters_of(given: dict[str, str]) -> AuditFilters:
@@ -89,6 +106,7 @@ def audit_filters_of(given: dict[str, str]) -> AuditFilters:
         action=text("action") if text("action") in set(Action) else "",
         source=text("source"),
         outcome=text("result") if text("result") in set(Outcome) else "",
+        reason=text("reason"),
         actor=text("user"),
         target=text("target"),
         address=text("address"),
@@ -101,33 +119,44 @@ def audit_filters_of(given: dict[str, str]) -> AuditFilters:
 async def audit(request: Request) -> Response:
     """Show the audit logs of this host, newest first."""
     services, person = await entered(request, Need.AUDIT)
-    return await _show(request, services, person, "audit.html", ())
+    return await _show(request, services, person, "audit.html")
 
 
 @router.get("/security-events")
 async def security_events(request: Request) -> Response:
-    """Show what the audit logs say of links, certificates and refused calls."""
+    """Show what the audit logs say of refusals, certificates and revocations, counted by reason."""
     services, person = await entered(request, Need.AUDIT)
-    return await _show(request, services, person, "security.html", _SECURITY)
+    return await _show(request, services, person, "security.html", is_security=True)
 
 
-async def _show(request: Request, services: Services, person: Person, template: str, only: tuple[str, ...]) -> Response:
+async def _show(
+    request: Request, services: Services, person: Person, template: str, *, is_security: bool = False
+) -> Response:
     parts, now = services.parts, datetime.now(UTC)
     filters = audit_filters_of(dict(request.query_params))
     wanted = filters.wanted(now)
-    if only and not wanted.actions:
-        wanted = Wanted(actions=only, **{key: getattr(wanted, key) for key in (
-            "outcomes", "actor", "target", "address", "since")})  # fmt: skip
+    if is_security:
+        wanted = of_security(wanted)
     folders = [folder for name, folder in parts.audit_folders.items() if filters.source in ("", name)]
-    await parts.gate.record(request, person, Change.AUDIT_READ, "log:security" if only else "log:all")
+    await parts.gate.record(request, person, Change.AUDIT_READ, "log:security" if is_security else "log:all")
     found = await on_thread(lambda: newest(folders, wanted, limit=_PAGE, offset=(filters.page - 1) * _PAGE))
     is_checked = request.query_params.get("verify") == "1"
     if is_checked:
         await parts.gate.record(request, person, Change.AUDIT_VERIFY, "log:all")
     return render(
         request, person, template,
-        filters=filters, spans=SPANS, categories=only or CATEGORIES, actions=sorted(Action), outcomes=list(Outcome),
+        filters=filters, spans=SPANS, categories=_OF_SECURITY if is_security else CATEGORIES, actions=sorted(Action),
+        outcomes=list(Outcome),
         sources=list(parts.audit_folders), entries=[entry(record) for record in found.records], total=found.total,
         pages=max(1, -(-found.total // _PAGE)), export=filters.export_query(now),
+        counts=await on_thread(lambda: _counts(folders, wanted)) if is_security else (),
         verification=await on_thread(lambda: verified(parts.audit_folders)) if is_checked else None,
     )  # fmt: skip
+
+
+def _counts(folders: Sequence[Path], wanted: Wanted) -> Sequence[KindCard]:
+    found = counted(folders, Wanted(since=wanted.since))
+    return [
+        KindCard(title=kind.title, word=kind.word, reasons=tuple(one for one in found if one["kind"] == kind.word))
+        for kind in KINDS
+    ]
