@@ -7,7 +7,6 @@ Parsing imports no grpc, TLS, SQL or pydantic: command modules import such thing
 from __future__ import annotations
 
 import argparse
-import difflib
 import errno
 import re
 import secrets
@@ -259,6 +258,8 @@ def _flags_of(parser: argparse.ArgumentParser) -> list[str]:
 
 
 def _nearest(word: str, words: Sequence[str]) -> str:
+    import difflib  # only a command line with a mistake pays for it
+
     close = difflib.get_close_matches(word, words, n=1)
     return f" (did you mean {close[0]}?)" if close else ""
 

@@ -22,9 +22,11 @@ async def run(args: argparse.Namespace, what: str) -> int:
     from secure_dagu.config.load import load
 
     configure(loaded := load(args))
-    from secure_dagu.assembly import coordinator, worker
-
-    await (coordinator.run_coordinator if what == "coordinator" else worker.run_worker)(loaded)
+    if what == "coordinator":
+        from secure_dagu.assembly.coordinator import run_coordinator as serve
+    else:
+        from secure_dagu.assembly.worker import run_worker as serve
+    await serve(loaded)
     return 0
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import difflib
 import re
 from collections.abc import Collection, Iterator, Mapping
 from pathlib import Path
@@ -166,5 +165,7 @@ def _snake(written: str) -> str:
 
 
 def _nearest(key: str, known: Collection[str]) -> str:
+    import difflib  # only a file with a mistake pays for it
+
     close = difflib.get_close_matches(key, known, n=1)
     return f" (did you mean {close[0]}?)" if close else ""

@@ -3,10 +3,9 @@
 from __future__ import annotations
 
 import argparse
-import difflib
 import os
 import socket
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 from zoneinfo import ZoneInfo, ZoneInfoNotFoundError
@@ -197,11 +196,17 @@ def _variables(
         if name.startswith("DAGU_") and name not in names | _OTHER_VARIABLES and environ[name]:
             if known.is_unused_variable(name):
                 unused.append(name)
-            elif close := difflib.get_close_matches(name, names, n=1, cutoff=0.9):
-                warnings.append(f"the variable {name} means nothing here (did you mean {close[0]}?)")
+            elif close := _close(name, names):
+                warnings.append(f"the variable {name} means nothing here (did you mean {close}?)")
     if unused:
         warnings.append(f"variables known to Dagu and not used by this version: {', '.join(unused)}")
     return given, sources, warnings
+
+
+def _close(name: str, names: Collection[str]) -> str:
+    import difflib  # only an environment with a mistake pays for it
+
+    return next(iter(difflib.get_close_matches(name, names, n=1, cutoff=0.9)), "")
 
 
 def _secret_file(variable: str, path: Path) -> str:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import difflib
 from collections.abc import Mapping
 from datetime import datetime
 
@@ -94,6 +93,8 @@ def explain(
     lines: list[Line] = []
     rule = RPC_RULES.get(method)
     if rule is None:
+        import difflib  # only a question with a mistake pays for it
+
         names = [item.rpartition("/")[2] for item in RPC_RULES]
         close = difflib.get_close_matches(word.rpartition("/")[2], names, n=1)
         near = f"; did you mean {close[0]}?" if close else ""

@@ -9,8 +9,6 @@ from collections.abc import Callable, Iterable, Iterator, Mapping
 from datetime import UTC, datetime
 from typing import Final
 
-from prometheus_client.metrics_core import GaugeMetricFamily, Metric
-
 from secure_dagu.dispatch.match import Demand
 from secure_dagu.dispatch.model import Role, WorkerHealth, WorkerId, WorkerInfo
 from secure_dagu.dispatch.operating import Waiting
@@ -23,6 +21,7 @@ from secure_dagu.telemetry.labels import (
     demand_label,
     key_exchange_group,
 )
+from secure_dagu.telemetry.prometheus import GaugeMetricFamily, Metric
 
 MAX_WORKERS: Final = 1000
 """Distinct worker ids with series of their own."""

@@ -1,7 +1,7 @@
 """Log lines: an event name and fields, as JSON or as text, redacted and bounded before they are rendered.
 
-Import this module before any other that logs (`assembly` and `cli` do): it loads structlog without `rich`, which costs
-3 MiB in every process for a traceback style that we do not use.
+Import this module before any other that logs (`assembly` and `cli` do): it loads structlog without `rich` and
+`greenlet`, which cost 3 MiB in every process for a traceback style and a kind of thread that we do not use.
 """
 
 from __future__ import annotations
@@ -15,12 +15,15 @@ from collections.abc import Mapping, MutableMapping
 from datetime import UTC, datetime
 from typing import Any, TextIO
 
-if "structlog" not in sys.modules and "rich" not in sys.modules:
-    sys.modules["rich"] = None  # type: ignore[assignment]  # the documented way to make an import fail
+if "structlog" not in sys.modules:
+    _unwanted = [name for name in ("rich", "greenlet") if name not in sys.modules]
+    for _name in _unwanted:
+        sys.modules[_name] = None  # type: ignore[assignment]  # the documented way to make an import fail
     try:
         import structlog
     finally:
-        del sys.modules["rich"]
+        for _name in _unwanted:
+            del sys.modules[_name]
 import structlog
 
 from secure_dagu.telemetry import lines

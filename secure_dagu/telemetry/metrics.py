@@ -12,20 +12,6 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from datetime import UTC, datetime
 from hashlib import sha256
 
-from prometheus_client import CollectorRegistry as CollectorRegistry
-from prometheus_client import (
-    Counter,
-    Gauge,
-    GCCollector,
-    Histogram,
-    Info,
-    PlatformCollector,
-    ProcessCollector,
-    disable_created_metrics,
-)
-from prometheus_client.exposition import choose_encoder
-from prometheus_client.metrics_core import Metric
-
 from secure_dagu.dispatch.model import Role, WorkerId, WorkerInfo
 from secure_dagu.security.admission import DenyReason
 from secure_dagu.security.compliance import Result
@@ -36,6 +22,19 @@ from secure_dagu.security.verdict import Reason, Side
 from secure_dagu.telemetry import live
 from secure_dagu.telemetry.labels import OTHER, bounded_label, connection_labels, method_label
 from secure_dagu.telemetry.live import MAX_WORKERS, Backlogged
+from secure_dagu.telemetry.prometheus import CollectorRegistry as CollectorRegistry
+from secure_dagu.telemetry.prometheus import (
+    Counter,
+    Gauge,
+    GCCollector,
+    Histogram,
+    Info,
+    Metric,
+    PlatformCollector,
+    ProcessCollector,
+    choose_encoder,
+    disable_created_metrics,
+)
 from secure_dagu.telemetry.rpc_series import RpcSeries
 
 disable_created_metrics()  # type: ignore[no-untyped-call]  # its stub has no annotations; halves the series

@@ -4,11 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
 
-from prometheus_client import CollectorRegistry, Gauge
-
 from secure_dagu.dispatch.operating import Waiting
 from secure_dagu.dispatch.queueing import QueueState
 from secure_dagu.telemetry.labels import OTHER, bounded_label
+from secure_dagu.telemetry.prometheus import CollectorRegistry, Gauge
 
 QUEUES = CollectorRegistry()
 OF_DAGS = "_dag"

@@ -8,10 +8,9 @@ from collections.abc import Mapping
 from datetime import datetime
 from typing import Any, Final
 
-from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram
-
 from secure_dagu.run.model import RunStatus, TriggerType
 from secure_dagu.telemetry import metrics
+from secure_dagu.telemetry.prometheus import CollectorRegistry, Counter, Gauge, Histogram
 
 SCHEDULER = CollectorRegistry()
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram
+from secure_dagu.telemetry.prometheus import CollectorRegistry, Counter, Gauge, Histogram
 
 WEB = CollectorRegistry()
 ALONE = CollectorRegistry()

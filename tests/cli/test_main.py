@@ -51,7 +51,7 @@ import sys
 from secure_dagu.cli import main
 main.parse(["worker", "--worker.id=w"]); main.parse(["dispatch", "x.yaml", "--", "a=b"]); main.parse(["pki", "list"])
 heavy = {"grpc", "OpenSSL", "ssl", "cryptography", "sqlalchemy", "sqlite3", "pydantic", "ruamel", "uvloop", "asyncio",
-         "starlette", "rich", "structlog", "prometheus_client", "google", "alembic", "argcomplete"}
+         "starlette", "rich", "structlog", "prometheus_client", "google", "alembic", "argcomplete", "difflib"}
 print(sorted(heavy & {name.partition(".")[0] for name in sys.modules}))
 """
     done = subprocess.run([sys.executable, "-c", check], capture_output=True, text=True, timeout=60, check=True)

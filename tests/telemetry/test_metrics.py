@@ -181,3 +181,18 @@ def test_openmetrics_is_spoken_to_those_who_ask() -> None:
     assert body.endswith(b"# EOF\n")
     body, content_type = metrics.exposition("", metrics.COMMON)
     assert content_type.startswith("text/plain; version=0.0.4")
+
+
+def test_metrics_bring_no_http_server_or_client_along_and_whoever_wants_one_later_has_it() -> None:
+    check = """
+import sys
+from secure_dagu.telemetry import metrics
+text, _ = metrics.exposition("application/openmetrics-text", metrics.COMMON)
+assert b"secure_dagu_build" in text
+print(sorted({"http.server", "http.client", "urllib.request", "urllib.error", "wsgiref", "gzip"} & set(sys.modules)))
+import gzip, http.server, urllib.error, urllib.request, wsgiref.simple_server
+print(gzip.decompress(gzip.compress(b"x")), http.server.HTTPServer.__mro__[1].__module__)
+print(urllib.request.Request("http://localhost/").host, issubclass(urllib.error.HTTPError, OSError))
+"""
+    done = subprocess.run([sys.executable, "-c", check], capture_output=True, text=True, timeout=60, check=True)
+    assert done.stdout == "[]\nb'x' socketserver\nlocalhost True\n"
