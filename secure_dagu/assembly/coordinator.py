@@ -34,6 +34,7 @@ from secure_dagu.wire import process
 
 if TYPE_CHECKING:
     from secure_dagu.coordinator.service import Service
+    from secure_dagu.dag.model import Definition
 
 
 log = structlog.get_logger()
@@ -69,7 +70,6 @@ async def serving(loaded: Loaded, stop: asyncio.Event) -> AsyncIterator[Serving]
     """
     process.prepare()
     from secure_dagu.coordinator import service
-    from secure_dagu.dag.load import load_definition
     from secure_dagu.store import sql
     from secure_dagu.store.blobs import Blobs
     from secure_dagu.store.definitions import DefinitionFolder
@@ -109,7 +109,7 @@ async def serving(loaded: Loaded, stop: asyncio.Event) -> AsyncIterator[Serving]
                     logs=paths.log_dir, artifacts=paths.artifact_dir, bundles=paths.data_dir / "workspace-bundles"
                 ),
                 dags=DefinitionFolder(paths.dags_dir),
-                load=load_definition,
+                load=_load,
                 owner=owner,
                 options=service.Options(task_wait=own.task_wait, secrets_dir=paths.secrets_dir),
                 worker_gone=metrics.forget_worker,
@@ -212,6 +212,13 @@ async def serving(loaded: Loaded, stop: asyncio.Event) -> AsyncIterator[Serving]
             await registered.aclose()
             wire.drain()
             edge.stop_accepting()
+
+
+def _load(text: str, *, name: str | None = None, base_config: str = "") -> Definition:
+    # With the first definition: a coordinator that has none to look at needs no YAML.
+    from secure_dagu.dag.load import load_definition
+
+    return load_definition(text, name=name, base_config=base_config)
 
 
 class _Everything:

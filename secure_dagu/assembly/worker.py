@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
 from collections.abc import Mapping
 from dataclasses import replace
@@ -26,7 +27,7 @@ from secure_dagu.telemetry import metrics
 from secure_dagu.wire import process
 
 if TYPE_CHECKING:
-    pass
+    from secure_dagu.runner.api import ChildRuns, RunObserver, RunRequest
 
 
 log = structlog.get_logger()
@@ -40,7 +41,7 @@ async def run_worker(loaded: Loaded) -> None:
     """
     process.prepare()
     from secure_dagu import worker
-    from secure_dagu.runner import runner, workspace
+    from secure_dagu.runner import workspace
     from secure_dagu.wire.routes import WireRoutes
 
     settings = loaded.settings
@@ -79,7 +80,7 @@ async def run_worker(loaded: Loaded) -> None:
             names=[str(item) for item in coordinators],
             labels=own.labels,
             max_active_runs=own.max_active_runs,
-            execute=runner.execute,
+            execute=_execute,
             workspaces=workspace.Workspaces(settings.paths.dag_run_work_dir, own.id),
             host_env=host_environment(loaded),
             default_shell=settings.core.default_shell,
@@ -112,6 +113,13 @@ async def run_worker(loaded: Loaded) -> None:
         )
         settle()
         await working.run()
+
+
+async def _execute(request: RunRequest, observer: RunObserver, children: ChildRuns, *, stop: asyncio.Event) -> None:
+    # With the first task: an idle worker needs neither the engine nor the language, and the rest starts sooner.
+    from secure_dagu.runner import runner
+
+    await runner.execute(request, observer, children, stop=stop)
 
 
 def _check_worker_name(found: Material, worker_id: str) -> None:

@@ -5,11 +5,9 @@ The same files always give the same bytes, so the digest names the content: entr
 
 from __future__ import annotations
 
-import gzip
 import hashlib
 import io
 import stat
-import tarfile
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -42,6 +40,9 @@ def pack(*, base: Path, dag_path: str, dag_text: str, patterns: Sequence[str]) -
         raise LimitExceeded(f"the workspace bundle has {len(files) + 1} entries", why=f"the limit is {MAX_ENTRIES}")
     tar_bytes = io.BytesIO()
     total = len(dag_text.encode())
+    import gzip  # whoever only reads bundles has another reader (`runner.tar`)
+    import tarfile
+
     with tarfile.open(fileobj=tar_bytes, mode="w", format=tarfile.PAX_FORMAT) as tar:
         for name in sorted([*files, dag_path]):
             if name == dag_path:
