@@ -12,6 +12,7 @@ import structlog
 
 from secure_dagu import __version__
 from secure_dagu.assembly.recording import folder_of
+from secure_dagu.assembly.verifying import verified
 from secure_dagu.audit.chain import Place
 from secure_dagu.audit.events import SYSTEM, Action, Detail, Event, Outcome, Trail, by
 from secure_dagu.audit.log import AuditLog, open_trail
@@ -67,15 +68,18 @@ async def process_trail(
         def failed() -> None:
             metrics.AUDIT_WRITE_FAILURES.inc()
             if not trail.is_whole:
-                metrics.audit_verified(ok=False)
+                metrics.AUDIT_CHAIN_VALID.set(0)
             log.error("audit.not_written", is_whole=trail.is_whole, fix="make room for it, or see `audit verify`")
 
+        place = folder or folder_of(loaded, source)
         opening = open_trail(
-            folder or folder_of(loaded, source), host=socket.gethostname(), source=source, on_written=written,
+            place, host=socket.gethostname(), source=source, on_written=written,
             on_failed=failed, wait_s=wait_s,
         )  # fmt: skip
-        async with opening as trail:
-            metrics.audit_verified(ok=True)  # its newest file, up to the newest signature
+        async with (
+            opening as trail, verified(trail, place, source, every=loaded.settings.audit.verify_interval)
+        ):  # fmt: skip
+            metrics.audit_opened(head=trail.place.hash)
             own = loaded.settings.coordinator.id if source == "coordinator" else socket.gethostname()
             details: dict[Detail, str | int] = {Detail.VERSION: __version__}
             await trail.record(

@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
 from secure_dagu.assembly import exceptions, recording
+from secure_dagu.assembly.looking import looking
 from secure_dagu.audit.log import AuditLog
 from secure_dagu.config.load import Loaded
 from secure_dagu.config.settings import all_settings
@@ -44,7 +45,7 @@ def controls(loaded: Loaded, trail: AuditLog, api: Api | None = None) -> Callabl
                 Certificate(name=f"{source} ({role})", not_before=begin, not_after=end)
                 for (role, source), (begin, end) in metrics.loaded_certificates().items()
             ],
-            audit_problem=trail.problem(),
+            audit_problem=trail.problem() or trail.damage,
             secrets_in_env=secrets_in_env,
             looked_at=len(paths),
             open_paths=[f"{path} (mode {mode:04o})" for path, mode, is_open in paths if is_open],
@@ -85,6 +86,7 @@ def evidence(loaded: Loaded, trail: AuditLog, judged: Callable[[], tuple[Result,
         head=trail.place,
         checked_at=trail.checked_at,
         checked=trail.checked,
+        is_checked_whole=trail.is_checked_whole,
     )
 
 
@@ -95,18 +97,9 @@ async def shown(judged: Callable[[], tuple[Result, ...]]) -> AsyncIterator[None]
     async def look() -> None:
         metrics.controls_judged(await asyncio.to_thread(judged))
 
-    async def look_again() -> None:
-        while True:
-            await asyncio.sleep(LOOK_EVERY_S)
-            await look()
-
     await look()
-    async with asyncio.TaskGroup() as group:
-        looking = group.create_task(look_again(), name="compliance controls")
-        try:
-            yield
-        finally:
-            looking.cancel()
+    async with looking(look, every_s=LOOK_EVERY_S, name="compliance controls"):
+        yield
 
 
 # -- what is looked at -------------------------------------------------------------------------------------------------

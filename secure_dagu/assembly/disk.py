@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import os
 import secrets
 import time
-from collections.abc import AsyncIterator
+from contextlib import AbstractAsyncContextManager
 from pathlib import Path
 from typing import Final
 
+from secure_dagu.assembly.looking import looking
 from secure_dagu.errors import Unavailable
 
 LOOK_EVERY_S: Final = 2.0
@@ -39,22 +39,13 @@ class Disk:
         why = self.objection()
         return [Unavailable(why, fix="look at the disk of paths.data_dir")] if why else []
 
-    @contextlib.asynccontextmanager
-    async def watched(self) -> AsyncIterator[None]:
+    def watched(self) -> AbstractAsyncContextManager[None]:
         """Look for the time of the context."""
+        return looking(self._look, every_s=LOOK_EVERY_S, name="look at the disk")
 
-        async def look() -> None:
-            while True:
-                await asyncio.sleep(LOOK_EVERY_S)
-                self._problem = await asyncio.to_thread(_problem, self._folder)
-                self._looked_at = time.monotonic()
-
-        async with asyncio.TaskGroup() as group:
-            task = group.create_task(look(), name="look at the disk")
-            try:
-                yield
-            finally:
-                task.cancel()
+    async def _look(self) -> None:
+        self._problem = await asyncio.to_thread(_problem, self._folder)
+        self._looked_at = time.monotonic()
 
 
 def _problem(folder: Path) -> str:

@@ -44,7 +44,11 @@ class AuditLog:
     ) -> None:
         self._log = log
         self.checked, self.checked_at = log.place, datetime.now(UTC)
-        """Where the chain stood when its newest file was checked, which opening it does."""
+        """Where the chain stood when it was last checked."""
+        self.is_checked_whole = False
+        """That was every record; False: of its newest file only, which opening it does."""
+        self.damage = ""
+        """What the last verification found; empty: nothing. Writing goes on: what happens now is still recorded."""
         self._loop = loop
         self._on_written = on_written
         self._on_failed = on_failed
@@ -96,6 +100,12 @@ class AuditLog:
     def is_whole(self) -> bool:
         """Tell whether the log is still what was written here."""
         return self._log.is_whole
+
+    def verified(self, place: Place, at: datetime, *, damage: str = "") -> None:
+        """Take what a verification of every record found that began at `at` and ended at `place`."""
+        self.damage = damage
+        if not damage:
+            self.checked, self.checked_at, self.is_checked_whole = place, at, True
 
     def stop(self) -> None:
         """Ask the thread to write what it has and end."""

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PublicKey
@@ -17,6 +17,8 @@ from secure_dagu.audit.log import MAX_BATCH
 
 MAX_UNSIGNED = SIGN_RECORDS + MAX_BATCH
 """More records than this without a checkpoint were not written so."""
+SLICE = 500
+"""Records between two pauses: about 4 ms of work."""
 
 
 class Bad(Struct, frozen=True, kw_only=True):
@@ -61,19 +63,22 @@ class _Verified:
         self.files = 0
 
 
-def verify(folder: Path, *, key: Ed25519PublicKey, anchor: Place | None = None) -> Report:
+def verify(
+    folder: Path, *, key: Ed25519PublicKey, anchor: Place | None = None, breathe: Callable[[], None] = lambda: None
+) -> Report:
     """Read every file of a log from the first record to the last. A log that is written meanwhile is no trouble.
 
     Args:
         folder: the log, or a copy of its files.
         key: the public half that signed it.
         anchor: a place that was noted elsewhere before; the log must contain it.
+        breathe: called after every `SLICE` records: to pause, or to raise what ends the verification.
     """
     done = _Verified()
     # The copy of the newest checkpoint before the files: a log that grows meanwhile goes at least that far.
     head = journal.head_line(folder)
     places = [place for place in (chain.place_of(head), anchor) if place is not None]
-    bad = _walk(folder, done, key, {place.seq: place.hash for place in places})
+    bad = _walk(folder, done, key, {place.seq: place.hash for place in places}, breathe)
     bad = bad or _end(done.place.seq, head, key, anchor)
     return Report(
         folder=str(folder), records=done.place.seq, files=done.files, head=done.place.hash, signed=done.signed,
@@ -81,7 +86,9 @@ def verify(folder: Path, *, key: Ed25519PublicKey, anchor: Place | None = None) 
     )  # fmt: skip
 
 
-def _walk(folder: Path, done: _Verified, key: Ed25519PublicKey, watched: Mapping[int, str]) -> Bad | None:
+def _walk(
+    folder: Path, done: _Verified, key: Ed25519PublicKey, watched: Mapping[int, str], breathe: Callable[[], None]
+) -> Bad | None:
     follows, is_checkpoint = chain.follows, chain.is_checkpoint
     for path in journal.files_of(folder):
         expected = done.place.seq + 1
@@ -119,6 +126,8 @@ def _walk(folder: Path, done: _Verified, key: Ed25519PublicKey, watched: Mapping
                     text="a checkpoint that was kept has another hash for this record: the log was rewritten",
                 )  # fmt: skip
             done.place = after
+            if not after.seq % SLICE:
+                breathe()
     return None
 
 

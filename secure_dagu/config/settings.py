@@ -332,6 +332,10 @@ class Audit:
         "", "Where a copy of every record goes: a syslog server over TCP (RFC 5424, octet counting), or a local "
         "socket such as /dev/log.", flag="--audit.syslog",
     )  # fmt: skip
+    verify_interval: PositiveDuration = setting(
+        timedelta(hours=1), "How often a service verifies its audit log from the first record on, with a tenth of a "
+        "core at most, and shows the head of the chain in its metrics.",
+    )  # fmt: skip
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -250,12 +250,18 @@ AUDIT_WRITE_FAILURES = Counter(
     registry=COORDINATOR,
 )  # fmt: skip
 AUDIT_CHAIN_LENGTH = Gauge("secure_dagu_audit_chain_length", "Records in the audit log's chain.", registry=COORDINATOR)
+AUDIT_CHAIN_HEAD = Info(
+    "secure_dagu_audit_chain_head",
+    "Where the audit log's chain ended when it was last verified or opened: head, the first 16 digits of the hash.",
+    registry=COORDINATOR,
+)
 AUDIT_CHAIN_VALID = Gauge(
     "secure_dagu_audit_chain_valid", "1 when the last verification of the audit log found it whole.",
     registry=COORDINATOR,
 )  # fmt: skip
 AUDIT_VERIFIED_AT = Gauge(
-    "secure_dagu_audit_chain_last_verified_timestamp_seconds", "When the audit log was last verified.",
+    "secure_dagu_audit_chain_last_verified_timestamp_seconds",
+    "When the audit log was last verified by this process, from its first record on.",
     registry=COORDINATOR,
 )  # fmt: skip
 CONTROL_STATUS = Gauge(
@@ -379,10 +385,22 @@ def controls_judged(results: Iterable[Result]) -> None:
         CONTROL_STATUS.labels(result.control.value).set(result.passed)
 
 
-def audit_verified(*, ok: bool) -> None:
-    """Show the outcome of a verification of the audit log."""
+def audit_opened(*, head: str) -> None:
+    """Show that the newest file of the audit log was found whole, and the hash of its last record."""
+    AUDIT_CHAIN_VALID.set(1)
+    _show_head(head)
+
+
+def audit_verified(*, ok: bool, head: str) -> None:
+    """Show the outcome of a verification of the whole audit log, and the hash of its last record."""
     AUDIT_CHAIN_VALID.set(ok)
     AUDIT_VERIFIED_AT.set_to_current_time()
+    _show_head(head)
+
+
+def _show_head(head: str) -> None:
+    # A new value is a new series in Prometheus: only as often as the log is verified, and never the whole hash.
+    AUDIT_CHAIN_HEAD.info({"head": head[:16]})
 
 
 _heartbeat_series: dict[str, Counter] = {}

@@ -12,7 +12,7 @@ from secure_dagu.audit import chain, journal
 from secure_dagu.audit.chain import Origin, Place
 from secure_dagu.audit.checkpoints import Signer, load_or_make, public_of, read_public
 from secure_dagu.audit.events import Action, Event
-from secure_dagu.audit.verify import MAX_UNSIGNED, verify
+from secure_dagu.audit.verify import MAX_UNSIGNED, SLICE, verify
 from secure_dagu.errors import ConfigError
 from tests.audit.conftest import NOW, an_event, check, write
 
@@ -176,3 +176,16 @@ def test_a_log_that_is_written_meanwhile_is_good(folder: Path) -> None:
 def test_a_public_key_that_is_none_is_told(text: str) -> None:
     with pytest.raises(ConfigError):
         read_public(text)
+
+
+def test_a_verification_breathes_and_can_be_ended(folder: Path) -> None:
+    write(folder, *range(2 * SLICE))
+    breaths: list[None] = []
+    report = verify(folder, key=read_public(public_of(folder)), breathe=lambda: breaths.append(None))
+    assert len(breaths) == report.records // SLICE >= 2
+
+    def end() -> None:
+        raise InterruptedError
+
+    with pytest.raises(InterruptedError):
+        verify(folder, key=read_public(public_of(folder)), breathe=end)

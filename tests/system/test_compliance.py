@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import json
+import time
+from collections.abc import Callable
 from dataclasses import dataclass
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
@@ -69,6 +72,66 @@ def test_a_server_as_it_is_made_passes_and_tells_only_who_may_read_the_audit_log
         assert head["ok"]
         assert head["entries"] > report["audit"]["entries"]
         assert gauge(client.get("/metrics", headers=admin).text) == dict.fromkeys(CONTROLS, "1.0")
+        assert service.stop() == 0
+
+
+def test_the_report_tells_when_the_audit_log_was_last_verified_and_that_it_was_changed(cluster: Cluster) -> None:
+    web, first = free_port(), cluster.host.home / "data" / "audit" / "000000000001.jsonl"
+    (cluster.host.home / "config.yaml").write_text("audit: {verify_interval: 100ms}\nauth: {mode: none}\n")
+    words = [
+        "start-all", f"--port={web}", "--scheduler.port=0", f"--coordinator.port={cluster.port}",
+        "--coordinator.advertise=localhost", f"--coordinator.health-port={cluster.health_port}",
+    ]  # fmt: skip
+    cluster.host.ok("exception", "grant", "no-login", "--owner", "ada", "--reason", "a test", "--until", "2d")
+    with (
+        cluster.host.service(*words) as service,
+        httpx.Client(base_url=f"http://127.0.0.1:{web}/api/v1", timeout=20) as client,
+    ):
+        service.wait_for(r"msg=ready\s")
+        began = datetime.now(UTC).timestamp()
+
+        def look() -> tuple[dict[str, Any], dict[str, str], list[str]]:
+            report = client.get("/compliance/report").json()
+            lines = client.get("/metrics").text.splitlines()
+            heads = [line for line in lines if line.startswith("secure_dagu_audit_chain_head_info{")]
+            return report, dict(line.rsplit(" ", 1) for line in lines if not line.startswith("#")), heads
+
+        def until(holds: Callable[[dict[str, Any], dict[str, str]], bool]) -> tuple[dict[str, Any], list[str]]:
+            ends = time.monotonic() + 20
+            while True:
+                report, series, heads = look()
+                if holds(report, series):
+                    return report, heads
+                assert time.monotonic() < ends, (report, service.text)
+                time.sleep(0.05)
+
+        report, heads = until(
+            lambda report, series: (
+                report["audit"]["checkedWhole"]
+                and float(series["secure_dagu_audit_chain_last_verified_timestamp_seconds"]) >= began
+            )
+        )
+        assert datetime.fromisoformat(report["audit"]["checkedAt"]).timestamp() >= began - 1
+        assert len(heads) == 1
+        assert statuses(report)["audit_enabled"] == "pass"
+        checked = report["audit"]["checkedEntries"]
+        until(lambda report, _: report["audit"]["checkedEntries"] > checked)
+
+        good = first.read_bytes()
+        at = good.index(b"process.started")
+        with first.open("r+b") as file:  # one letter, in a file that is being written
+            file.seek(at)
+            file.write(b"P")
+        bad, _ = until(lambda report, series: series["secure_dagu_audit_chain_valid"] == "0.0")
+        bad, _ = until(lambda report, series: statuses(report)["audit_enabled"] == "fail")
+        assert "at record" in next(item["why"] for item in bad["controls"] if item["id"] == "audit_enabled")
+        service.wait_for("audit.damaged")
+        last = bad["audit"]["checkedEntries"]
+        assert look()[0]["audit"]["checkedEntries"] == last, "what is damaged was not verified"
+        with first.open("r+b") as file:
+            file.seek(at)
+            file.write(b"p")
+        until(lambda report, series: series["secure_dagu_audit_chain_valid"] == "1.0")
         assert service.stop() == 0
 
 

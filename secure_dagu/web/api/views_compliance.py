@@ -32,7 +32,9 @@ class Evidence(Struct, frozen=True, kw_only=True):
     """Where the chain of this process's audit log ends."""
     checked_at: datetime
     checked: Place
-    """Where it ended when it was last checked, which was when this process opened it."""
+    """Where it ended when it was last checked."""
+    is_checked_whole: bool
+    """That was from its first record on; False: of its newest file only, which opening it does."""
 
 
 class FrameworkReferences(TypedDict):
@@ -70,13 +72,18 @@ class OpenException(TypedDict):
 
 
 class ChainPosition(TypedDict):
-    """Where the audit log of this process stands, and how far it was checked when it was opened."""
+    """Where the audit log of this process stands, when it was last checked and how far it went then.
+
+    `checkedWhole` is false from the start of the process to the end of its first verification: until then only the
+    newest file has been checked.
+    """
 
     entries: int
     headHash: str
     checkedAt: str
     checkedEntries: int
     checkedHash: str
+    checkedWhole: bool
 
 
 class ComplianceReport(TypedDict):
@@ -109,6 +116,7 @@ def report(found: Evidence) -> ComplianceReport:
             "checkedAt": moment(found.checked_at),
             "checkedEntries": found.checked.seq,
             "checkedHash": found.checked.hash,
+            "checkedWhole": found.is_checked_whole,
         },
     }
     if found.ledger_problem:

@@ -508,7 +508,7 @@ class Installation:
         self.is_well = True
         self.evidence = Evidence(
             at=datetime.now(UTC), host="h", results=(), exemptions=(), head=Place(), checked=Place(),
-            checked_at=datetime.now(UTC),
+            checked_at=datetime.now(UTC), is_checked_whole=True,
         )  # fmt: skip
         self.url = ""
         self.app = app()
