@@ -34,7 +34,14 @@ MENU: Final = (
             ("/base-config", "Base config", "sliders", Need.MACHINES),
         ),
     ),
-    ("Executions", (("/dag-runs", "Runs", "runs", Need.READ), ("/queues", "Queues", "queues", Need.READ))),
+    (
+        "Executions",
+        (
+            ("/dag-runs", "Runs", "runs", Need.READ),
+            ("/queues", "Queues", "queues", Need.READ),
+            ("/event-logs", "Events", "clock", Need.AUDIT),
+        ),
+    ),
     (
         "Machines",
         (
@@ -49,6 +56,7 @@ MENU: Final = (
         (
             ("/audit-logs", "Audit log", "audit", Need.AUDIT),
             ("/security-events", "Security events", "alert", Need.AUDIT),
+            ("/compliance", "Compliance", "lock", Need.AUDIT),
         ),
     ),
     (

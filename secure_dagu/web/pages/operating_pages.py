@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from fastapi import APIRouter
 
-from secure_dagu.web.pages import accounts, machines, queues, records, runs
+from secure_dagu.web.pages import accounts, evidence, machines, queues, records, run_event_list, runs
 
 
 def operating_routers() -> tuple[APIRouter, ...]:
     """Return the routers of these pages."""
-    return tuple(module.router for module in (runs, queues, machines, records, accounts))
+    return tuple(module.router for module in (runs, queues, machines, records, evidence, run_event_list, accounts))

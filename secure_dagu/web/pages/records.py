@@ -111,7 +111,7 @@ def audit_filters_of(given: dict[str, str]) -> AuditFilters:
         target=text("target"),
         address=text("address"),
         span=text("span") if text("span") in SPANS else "7d",
-        page=min(_MOST_PAGES, int(page)) if page.isascii() and page.isdigit() and 0 < len(page) < 6 else 1,
+        page=max(1, min(_MOST_PAGES, int(page))) if page.isascii() and page.isdigit() and 0 < len(page) < 6 else 1,
     )
 
 

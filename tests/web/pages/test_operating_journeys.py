@@ -190,8 +190,8 @@ async def test_drain_a_worker_only_with_its_name_typed(site: Site, page: Page) -
 PAGES = ("/", "/account", "/base-config", "/search?q=echo", "/nowhere", "/dag-runs",
          "{run}", "{run}?tab=timeline", "{run}?tab=outputs", "{run}?tab=artifacts&file=note.md",
          "{run}?tab=definition", "{run}?tab=sub-runs", "{run}/log?step=make", "/queues", "/workers", "/links",
-         "/certificates", "/system-status", "/audit-logs?verify=1", "/security-events", "/users",
-         "/api-keys")  # fmt: skip
+         "/certificates", "/system-status", "/audit-logs?verify=1", "/security-events", "/compliance", "/event-logs",
+         "/users", "/api-keys")  # fmt: skip
 
 
 @pytest.mark.parametrize("dark", [False, True])
