@@ -6,6 +6,7 @@ comparison of the two needs Helm; whatever else is tested of the chart is tested
 
 from __future__ import annotations
 
+import shutil
 import subprocess
 from functools import cache
 from pathlib import Path
@@ -29,10 +30,12 @@ def helm(*words: str) -> subprocess.CompletedProcess[str]:
     return subprocess.run([built("helm"), *words], capture_output=True, text=True, timeout=120, check=False)
 
 
-def template(*words: str, release: str = "dagu", apis: tuple[str, ...] = APIS) -> subprocess.CompletedProcess[str]:
+def template(
+    *words: str, release: str = "dagu", apis: tuple[str, ...] = APIS, chart: Path = CHART
+) -> subprocess.CompletedProcess[str]:
     """Render with these further flags; it may fail."""
     known = [word for api in apis for word in ("--api-versions", api)]
-    return helm("template", release, str(CHART), "--namespace", "flows", "--kube-version", KUBERNETES, *known, *words)
+    return helm("template", release, str(chart), "--namespace", "flows", "--kube-version", KUBERNETES, *known, *words)
 
 
 def rendered(name: str) -> str:
@@ -61,6 +64,20 @@ def _sources() -> list[tuple[str, str]]:
         block = "\n".join(f"{indent}{line}" for line in file.read_text().splitlines())
         found.append((f"{indent}# (files/{file.name})", block))
     return found
+
+
+def notes(folder: Path, *words: str) -> str:
+    """Return what `helm install` says at the end; only a cluster gets to see it, so it is rendered as a ConfigMap."""
+    copy = folder / "chart"
+    shutil.copytree(CHART, copy)
+    text = (copy / "templates/NOTES.txt").read_text()
+    (copy / "templates/notes.yaml").write_text(
+        f'{{{{- define "told" -}}}}{text}{{{{- end -}}}}\napiVersion: v1\nkind: ConfigMap\nmetadata: {{name: told}}\n'
+        'data:\n  told: |\n    {{- include "told" . | nindent 4 }}\n'
+    )
+    done = template(*words, "--show-only", "templates/notes.yaml", chart=copy)
+    assert done.returncode == 0, done.stderr
+    return str(documents(done.stdout)[0]["data"]["told"])
 
 
 def documents(text: str) -> list[Document]:

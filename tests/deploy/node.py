@@ -120,7 +120,7 @@ class Node:
 
     def localised(self, text: str) -> str:
         """Replace Service names by localhost and container ports by ours."""
-        text = re.sub(r"[\w-]+\.[\w-]+\.svc\.cluster\.local", "localhost", text)
+        text = re.sub(r"[\w-]+\.[\w-]+\.svc\.cluster\.local|\bdagu\.example\.com", "localhost", text)
         return re.sub(r"\b(8080|50055|8091|8092)\b", lambda found: str(self.ports[found[1]]), text)
 
 
@@ -179,6 +179,13 @@ class Pod:
         words = [self.within(word) for word in container["command"]]
         env = {"PATH": os.environ["PATH"], "TMPDIR": str(self.root), **self.environment(container), **more}
         return subprocess.run(words, env=env, capture_output=True, text=True, timeout=120, check=False)
+
+    def exec(self, *words: str) -> subprocess.CompletedProcess[str]:
+        """Run a command as `kubectl exec` runs it: beside the first container's process, with its variables."""
+        path = f"{Path(sys.executable).parent}:{os.environ['PATH']}"  # the image's has ours first
+        env = {"TMPDIR": str(self.root), **self.environment(self.spec["containers"][0]), "PATH": path}
+        inside = [self.within(word) for word in words]
+        return subprocess.run(inside, env=env, capture_output=True, text=True, timeout=60, check=False)
 
     @contextmanager
     def service(self) -> Iterator[Service]:

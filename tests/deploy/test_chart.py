@@ -19,10 +19,12 @@ from tests.deploy.charts import (
     Document,
     documents,
     helm,
+    notes,
     rendered,
     shape,
     template,
 )
+from tests.deploy.operating import SETUP, TOKEN
 
 
 @pytest.mark.parametrize("name", SHAPES)
@@ -75,6 +77,8 @@ def test_a_typo_at_any_level_is_refused() -> None:
         (("--set", "peer.insecure=yes"), "insecure"),
         (("--set", "peer.insecure=true"), "peer.insecure needs peer.exception.existingSecret"),
         (("--set", "peer.tls.source=none"), "source"),
+        (("--set", "peer.tls.helper.join.enabled=true,deploymentMode=standalone"), "peer.tls.helper.join needs"),
+        (("--set", "peer.tls.helper.join.enabled=true,peer.tls.source=certManager"), "peer.tls.helper.join needs"),
         (("--set", "peer.tls.source=existingSecrets"), "name the Secret in peer.tls.existingSecrets.coordinator"),
         (("--set", "config.settings.peer.insecure=true"), "peer"),
         (("--set", "config.settings.tls.insecure=true"), "tls"),
@@ -175,11 +179,21 @@ def test_the_guide_names_values_and_commands_that_there_are() -> None:
             assert key in found, f"{name} is no value"
             found = found[key]
     blocks = [YAML(typ="safe").load(block) for block in re.findall(r"```yaml\n(.*?)```", text, re.DOTALL)]
-    assert len(blocks) == 3
+    assert len(blocks) == 4
     lines = re.findall(r"^secure-dagu (.*)$", text, re.MULTILINE)
     assert len(lines) == 4
     for line in lines:
         assert parse(shlex.split(line)).command in COMMANDS, line
+
+
+def test_notes_and_guide_say_the_commands_that_are_tested(tmp_path: Path) -> None:
+    told = notes(tmp_path, "--values", str(SHAPES["joining"]))
+    for command in (SETUP, TOKEN):
+        assert f"    {command}\n" in told
+    assert "secure-dagu join LINE" in told
+    text = PAGE.read_text()
+    assert f"\n{TOKEN}\n" in text
+    assert "\nsecure-dagu join LINE\n" in text
 
 
 def test_the_values_of_the_guide_are_taken(tmp_path: Path) -> None:

@@ -13,39 +13,33 @@ from pathlib import Path
 
 import pytest
 import trustme
-from ruamel.yaml import YAML
 
 from tests.deploy.certmanager import signed
 from tests.deploy.charts import CHART, Document, one, pod_of, shape
-from tests.deploy.node import Node, Pod, SecretsApi, secret
-from tests.system.hosts import PROGRAM, Host, Service
-
-FULL = "dagu-secure-dagu"
+from tests.deploy.node import Node, secret
+from tests.deploy.operating import FULL, SETUP, PkiJob, dispatched, executed, first_admin, stopped, workers
+from tests.system.hosts import PROGRAM, Host
 
 
 def _made_by_the_helper(folder: Path) -> dict[str, Document]:
     """Run the Job of the chart against an API for Secrets; return what it made."""
-    documents, api = shape("default"), SecretsApi()
-    account = folder / "account"
-    account.mkdir()
-    pod = Node(folder, documents, {}).pod("Job", f"{FULL}-pki-init")
-    job = pod.spec["containers"][0]
-    with api.served(account) as found:
-        first = pod.run(job, **found)
+    documents = shape("default")
+    with PkiJob.of(folder, documents).served() as job:
+        first = job.run()
         assert first.returncode == 0, first.stderr
-        before = {name: made["metadata"]["resourceVersion"] for name, made in api.secrets.items()}
-        again = pod.run(job, **found)
+        before = job.versions
+        again = job.run()
         assert again.stdout == "nothing to do\n", again.stderr
-        assert before == {name: made["metadata"]["resourceVersion"] for name, made in api.secrets.items()}
-        lost = api.secrets.pop(f"{FULL}-worker-general-tls")
-        assert pod.run(job, **found).returncode == 0
-        assert api.secrets[f"{FULL}-worker-general-tls"]["data"]["ca.crt"] == lost["data"]["ca.crt"]
-        assert api.secrets[f"{FULL}-worker-general-tls"]["data"]["tls.key"] != lost["data"]["tls.key"]
+        assert job.versions == before
+        lost = job.api.secrets.pop(f"{FULL}-worker-general-tls")
+        assert job.run().returncode == 0
+        assert job.api.secrets[f"{FULL}-worker-general-tls"]["data"]["ca.crt"] == lost["data"]["ca.crt"]
+        assert job.api.secrets[f"{FULL}-worker-general-tls"]["data"]["tls.key"] != lost["data"]["tls.key"]
     role = one(documents, "Role", f"{FULL}-pki-init")
     named = {name for rule in role["rules"] for name in rule.get("resourceNames", [])}
-    assert {line.rpartition("/")[2] for line in api.asked if not line.startswith("POST")} <= named
-    assert set(api.secrets) == named
-    return api.secrets
+    assert {line.rpartition("/")[2] for line in job.api.asked if not line.startswith("POST")} <= named
+    assert set(job.api.secrets) == named
+    return job.api.secrets
 
 
 def _made_by_cert_manager(folder: Path) -> dict[str, Document]:
@@ -61,15 +55,18 @@ def test_the_rendered_processes_work_over_mutual_tls_and_refuse_strangers(name: 
     (tmp_path / "pki").mkdir()
     node = Node(tmp_path, shape(name), SOURCES[name](tmp_path / "pki"))
     with ExitStack() as stack:
-        coordinator = stack.enter_context(node.pod("StatefulSet", f"{FULL}-coordinator").service())
+        pod = node.pod("StatefulSet", f"{FULL}-coordinator")
+        coordinator = stack.enter_context(pod.service())
         worker = stack.enter_context(node.pod("Deployment", f"{FULL}-worker-general").service())
-        assert "succeeded" in _dispatched(node, tmp_path)
-        assert "general@pod-1" in _workers(node, tmp_path)
+        assert first_admin(node, "guessed") == 403
+        assert first_admin(node, executed(pod, SETUP).strip()) == 200
+        assert "succeeded" in dispatched(node, tmp_path)
+        assert "general@pod-1" in workers(node, tmp_path)
         test = node.pod("Pod", f"{FULL}-test")
         done = test.run(test.spec["containers"][0])
         assert done.returncode == 0, done.stderr
         assert [line.partition(":")[0] for line in done.stdout.splitlines()] == ["refused"] * 3 + ["healthy"]
-        _stopped(worker, coordinator)
+        stopped(worker, coordinator)
 
 
 def test_plaintext_works_only_while_its_exception_is_there_and_the_chart_test_tells(tmp_path: Path) -> None:
@@ -97,7 +94,7 @@ def test_plaintext_works_only_while_its_exception_is_there_and_the_chart_test_te
         )  # fmt: skip
         assert told.returncode == 1
         assert "the coordinator answers in plaintext" in told.stderr
-        _stopped(worker, coordinator)
+        stopped(worker, coordinator)
     empty = Node(tmp_path / "empty", shape("plaintext"), {**secrets, "dagu-exceptions": secret(exceptions_jsonl=b"")})
     with (
         pytest.raises(AssertionError, match="exception grant plaintext"),
@@ -118,44 +115,3 @@ def test_every_command_that_a_pod_starts_exists() -> None:
                     assert helped.stdout
                 else:
                     assert re.match(r"/opt/secure-dagu/bin/python$", container["command"][0])
-
-
-def _operator(node: Node, folder: Path, *words: str) -> str:
-    files = folder / "operator"
-    files.mkdir(exist_ok=True)
-    host = Host(files)
-    pod = {"volumes": [{"name": "tls", "secret": {"secretName": f"{FULL}-operator-tls"}}],
-           "containers": [{"volumeMounts": [{"name": "tls", "mountPath": "/tls"}]}]}  # fmt: skip
-    mounted = Pod(node, pod, files)
-    mounted.mount()
-    tls = mounted.at("/tls")
-    rules = node.root / "Deployment-dagu-secure-dagu-worker-general/etc/dagu/config/dagu.yaml"
-    return host.ok(
-        *words, f"--coordinators=localhost:{node.ports['50055']}", f"--config={_rules_of(rules, files)}",
-        f"--peer.cert-file={tls}/tls.crt", f"--peer.key-file={tls}/tls.key", f"--peer.client-ca-file={tls}/ca.crt",
-    )  # fmt: skip
-
-
-def _rules_of(settings: Path, folder: Path) -> Path:
-    """Take over the identity rules of a worker, which an operator needs too, and nothing else."""
-    yaml = YAML(typ="safe")
-    found = yaml.load(settings.read_text())["peer"].get("identity_rules", [])
-    file = folder / "config.yaml"
-    with file.open("w") as out:
-        yaml.dump({"peer": {"identity_rules": found}} if found else {}, out)
-    return file
-
-
-def _dispatched(node: Node, folder: Path) -> str:
-    file = folder / "hello.yaml"
-    file.write_text("steps:\n  - id: hello\n    run: echo hello\n")
-    return _operator(node, folder, "dispatch", str(file), "--follow")
-
-
-def _workers(node: Node, folder: Path) -> str:
-    return _operator(node, folder, "workers", "--json")
-
-
-def _stopped(*services: Service) -> None:
-    for running in services:
-        assert running.stop() == 0, running.text

@@ -23,6 +23,7 @@ from tests.deploy.certmanager import signed
 from tests.deploy.charts import CHART, ROOT, Document, documents, one, pod_of
 from tests.deploy.manifests import MANIFESTS, OVERLAYS, RENDERED, kustomization, overlay, reached
 from tests.deploy.node import Node, secret
+from tests.deploy.operating import executed, first_admin
 from tests.system.hosts import PROGRAM, Host, free_port
 
 NAME = "secure-dagu-coordinator"
@@ -159,7 +160,10 @@ def test_the_pools_work_as_documented_and_strangers_are_refused(tmp_path: Path) 
     file = tmp_path / "train.yaml"
     file.write_text("worker_selector: {gpu: 'true'}\nsteps:\n  - id: hello\n    run: echo $DAGU_WORKER_ID\n")
     with ExitStack() as stack:
-        coordinator = stack.enter_context(node.pod("StatefulSet", NAME).service())
+        pod = node.pod("StatefulSet", NAME)
+        coordinator = stack.enter_context(pod.service())
+        (line,) = (line for line in README.splitlines() if "setup_token" in line)
+        assert first_admin(node, executed(pod, line).strip()) == 200
         general = stack.enter_context(node.pod("Deployment", "secure-dagu-worker-general").service())
         operator, dialled = Host(tmp_path / "ca"), f"--coordinators=localhost:{node.ports['50055']}"
         assert "gpu@pod-1" not in operator.ok("workers", "--json", dialled)

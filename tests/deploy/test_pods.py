@@ -104,7 +104,23 @@ def test_no_secret_is_in_a_variable_a_config_map_or_a_shared_mount(name: str) ->
     for secret, holders in keys.items():
         if "tls" in secret:
             assert len(holders) == 1, f"{secret} is mounted by {holders}: one identity, one holder"
-    assert not any(secret.endswith("-ca") for secret in keys), "the CA's key is mounted"
+    assert not any(secret.endswith(("-ca", "-root")) for secret in keys), "the key of a CA is mounted"
+
+
+@shapes
+def test_only_the_coordinators_init_container_sees_the_key_of_its_ca(name: str) -> None:
+    for where, pod in _pods(shipped(name)):
+        volumes = {
+            volume["name"]: {item["key"] for item in volume["secret"].get("items", [])}
+            for volume in pod["spec"]["volumes"]
+            if volume.get("secret", {}).get("secretName", "").endswith("-join")
+        }
+        assert not volumes or _component(pod) == "coordinator", where
+        for container in pod["spec"]["containers"]:
+            for mount in container["volumeMounts"]:
+                assert volumes.get(mount["name"], {"issuing.crt"}) == {"issuing.crt"}, where
+        memory = [volume["emptyDir"] for volume in pod["spec"]["volumes"] if volume["name"] == "issuing-key"]
+        assert [volume["medium"] for volume in memory] == (["Memory"] if volumes else []), where
 
 
 def _keys(value: Any) -> set[str]:

@@ -206,6 +206,52 @@ test_secrets_are_in_no_config_map if {
 	said([put("settings/data/ca.key", key)]) == {"ConfigMap settings: a private key in ca.key"}
 }
 
+# ── keys of CAs ───────────────────────────────────────────────────────────────────────────────────────────────────────
+
+wanted := {"kind": "ConfigMap", "metadata": {"name": "pki"}, "data": {"wanted.json": json.marshal({
+	"root": "dagu-root", "ca": "dagu-ca", "join": "dagu-join",
+})}}
+
+having(component, volume, mounts) := said([
+	put("wanted", wanted),
+	put(concat("/", [pod, "volumes/-"]), object.union({"name": "key"}, volume)),
+	put("worker/spec/template/metadata/labels/app.kubernetes.io~1component", component),
+	put("policy/spec/podSelector/matchLabels/app.kubernetes.io~1component", component),
+	put(concat("/", [container, "volumeMounts"]), mounts),
+])
+
+in_volume(name, keys) := {"secret": {"secretName": name, "defaultMode": 288, "items": [{"key": key, "path": key} | some key in keys]}}
+
+mounted := [{"name": "key", "mountPath": "/key"}]
+
+test_keys_that_sign_elsewhere_are_in_no_pod if {
+	every name in {"dagu-root", "dagu-ca"} {
+		elsewhere := {sprintf("Deployment worker: Secret %s has the key of a CA that signs elsewhere", [name])}
+		having("worker", in_volume(name, []), []) == elsewhere
+		having("coordinator", in_volume(name, ["ca.crt"]), []) == elsewhere
+		having("worker", {"projected": {"sources": [{"secret": {"name": name}}]}}, []) == elsewhere
+	}
+	having("worker", in_volume("dagu-other", []), mounted) == set()
+}
+
+test_the_coordinators_ca_is_the_coordinators if {
+	found := {"Deployment worker: Secret dagu-join has the key of the coordinator's CA"}
+	having("worker", in_volume("dagu-join", ["issuing.crt"]), mounted) == found
+	having("coordinator", in_volume("dagu-join", ["issuing.crt"]), mounted) == set()
+	having("coordinator", in_volume("dagu-join", ["issuing.key"]), []) == set()
+}
+
+test_what_serves_does_not_mount_the_key if {
+	every keys in {["issuing.key"], ["issuing.crt", "issuing.key"], []} {
+		having("coordinator", in_volume("dagu-join", keys), mounted) == about("mounts the key in Secret dagu-join")
+	}
+}
+
+test_a_job_that_cannot_be_read_is_not_sound if {
+	broken := put("wanted", json.patch(wanted, [{"op": "replace", "path": "data/wanted.json", "value": "{"}]))
+	said([broken]) == {"ConfigMap pki: its wanted.json cannot be read, so it is not known which Secrets have the keys of CAs"}
+}
+
 # ── mutual TLS ────────────────────────────────────────────────────────────────────────────────────────────────────────
 
 not_mutual := {"Deployment worker: no mutual TLS, and no value peer.insecure with the Secret of an exception that it mounts"}

@@ -51,6 +51,7 @@ helm.sh/chart: {{ printf "%s-%s" (index . 0).Chart.Name (index . 0).Chart.Versio
 {{- define "dagu.isDistributed" -}}{{- if eq .Values.deploymentMode "distributed" -}}yes{{- end -}}{{- end -}}
 {{- define "dagu.isTls" -}}{{- if not .Values.peer.insecure -}}yes{{- end -}}{{- end -}}
 {{- define "dagu.isTested" -}}{{- if and (include "dagu.isTls" .) (include "dagu.isDistributed" .) -}}yes{{- end -}}{{- end -}}
+{{- define "dagu.joins" -}}{{- if and .Values.peer.tls.helper.join.enabled (include "dagu.isTested" .) (eq .Values.peer.tls.source "helper") -}}yes{{- end -}}{{- end -}}
 {{- define "dagu.trustDomain" -}}{{- .Values.peer.trustDomain | default (printf "%s.%s" (include "dagu.fullname" .) .Release.Namespace) -}}{{- end -}}
 {{- define "dagu.serviceHost" -}}{{- printf "%s.%s.svc.%s" (include "dagu.component" (list . "coordinator")) .Release.Namespace .Values.clusterDomain -}}{{- end -}}
 {{- define "dagu.advertise" -}}{{- .Values.coordinator.advertise | default (include "dagu.serviceHost" .) -}}{{- end -}}
@@ -163,6 +164,31 @@ capabilities: {drop: [ALL]}
     - {name: exception, mountPath: /etc/dagu/exception, readOnly: true}
 {{- end -}}
 
+{{/* The issuing CA as the coordinator looks for one: its key in memory only, what else there is of it as links. */}}
+{{- define "dagu.issuingContainer" -}}
+- name: issuing
+  image: {{ index . 1 }}
+  imagePullPolicy: {{ (index . 0).Values.image.pullPolicy }}
+  command:
+    - /opt/secure-dagu/bin/python
+    - /etc/dagu/config/issuing.py
+    - /var/lib/dagu/pki
+    - /etc/dagu/issuing-source/issuing.key
+    - /etc/dagu/issuing-key
+    - /etc/dagu/issuing/issuing.crt
+    - /etc/dagu/tls/tls.crt
+    - /etc/dagu/tls/ca.crt
+  securityContext: {{- include "dagu.containerSecurity" (index . 0) | nindent 4 }}
+  resources:
+    requests: {cpu: 10m, memory: 32Mi, ephemeral-storage: 8Mi}
+    limits: {cpu: 100m, memory: 64Mi, ephemeral-storage: 16Mi}
+  volumeMounts:
+    - {name: data, mountPath: /var/lib/dagu}
+    - {name: config, mountPath: /etc/dagu/config, readOnly: true}
+    - {name: issuing-source, mountPath: /etc/dagu/issuing-source, readOnly: true}
+    - {name: issuing-key, mountPath: /etc/dagu/issuing-key}
+{{- end -}}
+
 {{/* What must be so before anything is rendered. */}}
 {{- define "dagu.check" -}}
 {{- if .Values.peer.insecure -}}
@@ -170,6 +196,7 @@ capabilities: {drop: [ALL]}
 {{- if not .Values.ui.tls.existingSecret -}}{{- fail "peer.insecure makes no certificates, and the Web UI speaks HTTPS: name a Secret in ui.tls.existingSecret" -}}{{- end -}}
 {{- if .Values.metrics.serviceMonitor.enabled -}}{{- fail "metrics.serviceMonitor proves itself by a certificate, and peer.insecure makes none" -}}{{- end -}}
 {{- end -}}
+{{- if and .Values.peer.tls.helper.join.enabled (not (include "dagu.joins" .)) -}}{{- fail "peer.tls.helper.join needs the CA of peer.tls.source helper, deploymentMode distributed, and no peer.insecure" -}}{{- end -}}
 {{- if and (eq .Values.auth.mode "basic") (not .Values.auth.basic.existingSecret) -}}{{- fail "auth.mode is basic: name the Secret with the password in auth.basic.existingSecret" -}}{{- end -}}
 {{- range $wanted := list (list .Values.metrics.serviceMonitor.enabled "monitoring.coreos.com/v1" "metrics.serviceMonitor") (list .Values.metrics.podMonitor.enabled "monitoring.coreos.com/v1" "metrics.podMonitor") (list .Values.metrics.prometheusRule.enabled "monitoring.coreos.com/v1" "metrics.prometheusRule") (list (and (not .Values.peer.insecure) (eq .Values.peer.tls.source "certManager")) "cert-manager.io/v1" "peer.tls.source certManager") -}}
 {{- if and (index $wanted 0) (not ($.Capabilities.APIVersions.Has (index $wanted 1))) -}}
