@@ -88,6 +88,7 @@ async def serving(loaded: Loaded, stop: asyncio.Event) -> AsyncIterator[Serving]
     own = settings.coordinator
     owner = Owner(own.id, own.advertise[0], own.port)
     describe(policy, side="server")
+    metrics.DAG_LABELS.is_wanted = settings.core.metrics_per_dag
     async with contextlib.AsyncExitStack() as stack:
         paths = settings.paths
         paths.data_dir.mkdir(mode=0o750, parents=True, exist_ok=True)

@@ -63,6 +63,7 @@ async def run_scheduler(loaded: Loaded) -> None:
     """
     own = loaded.settings.scheduler
     held = exceptions.held_for(loaded, exceptions.wanted_by_scheduler(loaded))
+    metrics.DAG_LABELS.is_wanted = loaded.settings.core.metrics_per_dag
     with signals() as stop:
         async with contextlib.AsyncExitStack() as stack:
             check_folders(loaded)

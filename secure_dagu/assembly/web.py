@@ -9,6 +9,7 @@ import os
 import secrets
 import socket
 import time
+from collections import Counter
 from collections.abc import AsyncIterator, Callable, Iterator, Sequence
 from datetime import UTC, datetime
 from pathlib import Path
@@ -28,7 +29,7 @@ from secure_dagu.audit.log import AuditLog
 from secure_dagu.config.load import Loaded
 from secure_dagu.config.peers import Purpose
 from secure_dagu.dag.load import load_definition
-from secure_dagu.dispatch.operating import Fleet, Launching, QueueBook, Runs, Workflows
+from secure_dagu.dispatch.operating import Fleet, Launching, QueueBook, RunFilter, Runs, Workflows
 from secure_dagu.errors import ConfigError, SecureDaguError
 from secure_dagu.link import context, listener, private
 from secure_dagu.link.context import ServerPolicy, UnsafePlaintext
@@ -167,6 +168,7 @@ async def serving_web(
     settings = loaded.settings
     held = exceptions.held_for(loaded, exceptions.wanted_by_web(loaded))
     https = _https(loaded)
+    metrics.DAG_LABELS.is_wanted = settings.core.metrics_per_dag
     async with contextlib.AsyncExitStack() as stack:
         hub = Hub(operating.runs, max_clients=settings.sse.max_clients)
         await stack.enter_async_context(hub.serving())
@@ -434,6 +436,24 @@ def _inside(options: Options) -> Any:
     )  # fmt: skip
 
 
+_PER_DAG: Final = {RunStatus.RUNNING: web_series.RUNNING_BY_DAG, RunStatus.QUEUED: web_series.QUEUED_BY_DAG}
+_MOST_COUNTED: Final = 10_000
+"""Runs in one state that a scrape looks at to tell their DAGs apart."""
+
+
+async def _by_dag(runs: Runs, status: RunStatus, *, at_most: int) -> Counter[str]:
+    """Return how many root runs of each DAG are in a state."""
+    counts: Counter[str] = Counter()
+    cursor = ""
+    while counts.total() < min(at_most, _MOST_COUNTED):
+        page = await runs.find(RunFilter(statuses=frozenset({status})), limit=500, cursor=cursor)
+        counts.update(str(found.document.get("name")) for found in page.runs)
+        cursor = page.next_cursor
+        if not cursor:
+            break
+    return counts
+
+
 def _parts(
     loaded: Loaded, operating: Operating, door: Doorkeeper, hub: Hub, disk: Disk, evidence: Callable[[], Evidence]
 ) -> Parts:
@@ -452,6 +472,9 @@ def _parts(
             counted = await operating.runs.count(since=_EPOCH)
             web_series.RUNS_RUNNING.set(counted.get(RunStatus.RUNNING, 0))
             web_series.RUNS_QUEUED.set(counted.get(RunStatus.QUEUED, 0))
+            if metrics.DAG_LABELS.is_wanted:
+                for status, shown in _PER_DAG.items():
+                    shown.show(await _by_dag(operating.runs, status, at_most=counted.get(status, 0)))
             schedulers = await operating.fleet.schedulers()
             web_series.SCHEDULER_RUNNING.set(any(one.status == "active" for one in schedulers))
             web_series.DAGS.set(len(await operating.workflows.all()))

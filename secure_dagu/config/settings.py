@@ -111,6 +111,9 @@ class Core:
         "private", "`public` is the short form of metrics_access public for every process.",
         env=("DAGU_SERVER_METRICS",),
     )  # fmt: skip
+    metrics_per_dag: Bool = setting(
+        False, "Tell DAGs apart in the metrics of runs: up to 200 of them have a label, the others share `_other`."
+    )
     metrics_token_file: OptionalFile = setting(
         None, "Bearer token of /metrics, mode 0600, where metrics_access is token.", default_text="none"
     )

@@ -47,7 +47,7 @@ class Endings:
         self._ledger.remove(entry)
         if state.status.is_terminal:
             metrics.TASKS_COMPLETED.labels(state.status.word).inc()
-            metrics.DAG_RUNS.labels(state.status.word).inc()
+            metrics.run_ended(entry.run.name, state.status.word)
 
     async def end(self, entry: Entry, state: TaskState, *, error: str) -> None:
         """End a task and everything that runs inside it, and let go. The caller holds `entry.writing`."""

@@ -453,7 +453,7 @@ def _set_or_drop(document: Document, key: str, value: str) -> None:
 def _observe_duration(document: Document) -> None:
     started, finished = (documents.milliseconds(document, key) for key in ("startedAt", "finishedAt"))
     if started and finished >= started:
-        metrics.DAG_RUN_DURATION.observe((finished - started) / 1000)
+        metrics.DAG_RUN_DURATION.observe((finished - started) / 1000, dag=word(document, "name"))
 
 
 def _moment(milliseconds: int) -> datetime | None:

@@ -179,7 +179,7 @@ class Desk:
             now = self._clock.now()
             self._ledger.move(entry, replace(state, until=now + LEASE_FOR))
             self.board.leave(entry)
-            metrics.QUEUE_WAIT.observe(max((now - entry.enqueued_at).total_seconds(), 0.0))
+            metrics.QUEUE_WAIT.observe(max((now - entry.enqueued_at).total_seconds(), 0.0), dag=entry.run.name)
         log.info("task.claimed", run=str(entry.run), attempt=entry.attempt_id, worker=worker)
         return ACCEPTED
 

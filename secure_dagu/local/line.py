@@ -143,7 +143,8 @@ class QueueLine:
         finally:
             self._handing.discard(item.run)
         self._errors.pop(item.key, None)
-        metrics.QUEUE_WAIT.observe(max((datetime.now(UTC) - item.queued_at).total_seconds(), 0.0))
+        waited_s = max((datetime.now(UTC) - item.queued_at).total_seconds(), 0.0)
+        metrics.QUEUE_WAIT.observe(waited_s, dag=item.run.name)
         return None
 
     async def give_up(self, item: QueuedRun, why: Waiting) -> None:

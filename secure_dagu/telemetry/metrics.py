@@ -20,6 +20,7 @@ from secure_dagu.security.peer import Peer
 from secure_dagu.security.revocation import Revocation
 from secure_dagu.security.verdict import Reason, Side
 from secure_dagu.telemetry import live
+from secure_dagu.telemetry.dag_series import DagLabels, Ends, Spans
 from secure_dagu.telemetry.labels import OTHER, bounded_label, connection_labels, method_label
 from secure_dagu.telemetry.live import MAX_WORKERS, Backlogged
 from secure_dagu.telemetry.prometheus import CollectorRegistry as CollectorRegistry
@@ -61,6 +62,11 @@ LAST_RELOAD_SUCCESS = Gauge(
 LAST_RELOAD_AT = Gauge(
     "secure_dagu_config_last_reload_timestamp_seconds", "When certificate files were last taken over.", registry=COMMON
 )
+
+LABEL_OVERFLOW = Counter(
+    "secure_dagu_metric_label_overflow_total", "Label values beyond the cap, counted under _other.", ("metric",),
+    registry=COMMON,
+)  # fmt: skip
 
 # -- C.2 transport -----------------------------------------------------------------------------------------------------
 
@@ -206,14 +212,17 @@ ZOMBIE_SWEEP_AT = Gauge(
     "secure_dagu_zombie_sweep_last_success_timestamp_seconds", "When the last sweep ended well.", registry=COORDINATOR
 )
 DAG_RUNS = Counter("secure_dagu_dag_runs_total", "Runs that reached their end.", ("status",), registry=COORDINATOR)
-DAG_RUN_DURATION = Histogram(
-    "dagu_dag_run_duration_seconds", "From start to end of a run.", registry=COORDINATOR,
+DAG_LABELS = DagLabels(LABEL_OVERFLOW)
+DAG_RUNS_BY_DAG = Ends(DAG_LABELS)
+DAG_RUN_DURATION = Spans(
+    "dagu_dag_run_duration_seconds", "From start to end of a run.", labels=DAG_LABELS,
     buckets=(1, 5, 15, 30, 60, 120, 300, 600, 1800, 3600),
 )  # fmt: skip
-QUEUE_WAIT = Histogram(
-    "dagu_queue_wait_seconds", "From queued to started.", registry=COORDINATOR,
-    buckets=(1, 5, 10, 30, 60, 120, 300, 600),
-)  # fmt: skip
+QUEUE_WAIT = Spans(
+    "dagu_queue_wait_seconds", "From queued to started.", labels=DAG_LABELS, buckets=(1, 5, 10, 30, 60, 120, 300, 600)
+)
+for _of_dags in (DAG_RUNS_BY_DAG, DAG_RUN_DURATION, QUEUE_WAIT):
+    COORDINATOR.register(_of_dags)
 CANCEL_REQUESTS = Counter(
     "secure_dagu_cancel_requests_total", "Requests to cancel a run.", ("result",), registry=COORDINATOR
 )
@@ -235,10 +244,6 @@ SECRET_RESOLUTIONS = Counter(
     "secure_dagu_secret_resolutions_total", "Requests for a managed secret.", ("result",), registry=COORDINATOR
 )
 STORE_ERRORS = Counter("secure_dagu_store_errors_total", "Failures of the store.", ("store", "op"), registry=COMMON)
-LABEL_OVERFLOW = Counter(
-    "secure_dagu_metric_label_overflow_total", "Label values beyond the cap, counted under _other.", ("metric",),
-    registry=COMMON,
-)  # fmt: skip
 
 # -- C.8 audit ---------------------------------------------------------------------------------------------------------
 
@@ -377,6 +382,12 @@ def revocation_loaded(found: Revocation | None) -> None:
     CRL_NUMBER.set(found.number if found else nan)
     CRL_ENTRIES.set(found.entries if found else nan)
     CRL_STALE.set_function(lambda: float(found.stale(datetime.now(UTC))) if found else nan)
+
+
+def run_ended(dag: str, status: str) -> None:
+    """Count a root run or a task that reached its end."""
+    DAG_RUNS.labels(status).inc()
+    DAG_RUNS_BY_DAG.inc(dag=dag, status=status)
 
 
 def controls_judged(results: Iterable[Result]) -> None:

@@ -66,6 +66,7 @@ class RpcSeries:
     def __init__(self, side: str) -> None:
         self._side = side
         self._methods: dict[tuple[str, str], MethodSeries] = {}
+        self._too_large = 0
 
     def method(self, kind: str, service: str, method: str) -> MethodSeries:
         """Return the series of a method, made at the first question; `kind` is `unary`, `client_stream`, ….
@@ -76,6 +77,10 @@ class RpcSeries:
         if key not in self._methods:
             self._methods[key] = MethodSeries(kind, service, method)
         return self._methods[key]
+
+    def too_large(self) -> None:
+        """Count a call that ended because one of its messages was too large."""
+        self._too_large += 1
 
     def collect(self) -> Iterator[Metric]:
         """Yield the families of this side."""
@@ -104,3 +109,9 @@ class RpcSeries:
         yield from (started, handled, received, sent, seconds)
         if side == "server":
             yield inflight
+        else:  # gRPC refuses such a message before anything of a server hears of it; the client is told
+            too_large = CounterMetricFamily(
+                "secure_dagu_grpc_message_size_exceeded", "Calls that ended because a message passed 16 MiB."
+            )
+            too_large.add_metric((), self._too_large)
+            yield too_large

@@ -39,6 +39,7 @@ SCHEDULER.register(metrics.ZOMBIE_SWEEP_AT)
 SCHEDULER.register(metrics.QUEUE_WAIT)
 SCHEDULER.register(metrics.DAG_RUNS)
 SCHEDULER.register(metrics.DAG_RUN_DURATION)
+SCHEDULER.register(metrics.DAG_RUNS_BY_DAG)
 
 _WORDS: Final = {TriggerType.SCHEDULER: "scheduler", TriggerType.CATCHUP: "catchup"}
 for _word in _WORDS.values():
@@ -51,9 +52,10 @@ TICKED_AT.set(float("nan"))
 def run_ended(document: Mapping[str, Any]) -> None:
     """Count the end of a run of this host, and how long it took."""
     with contextlib.suppress(ValueError, TypeError):
-        metrics.DAG_RUNS.labels(RunStatus(document.get("status", 0)).word).inc()
+        dag = str(document.get("name"))
+        metrics.run_ended(dag, RunStatus(document.get("status", 0)).word)
         began, ended = (datetime.fromisoformat(str(document.get(key))) for key in ("startedAt", "finishedAt"))
-        metrics.DAG_RUN_DURATION.observe(max((ended - began).total_seconds(), 0.0))
+        metrics.DAG_RUN_DURATION.observe(max((ended - began).total_seconds(), 0.0), dag=dag)
 
 
 def fired(trigger: TriggerType, *, result: str) -> None:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from secure_dagu.telemetry import metrics
+from secure_dagu.telemetry.dag_series import Present
 from secure_dagu.telemetry.prometheus import CollectorRegistry, Counter, Gauge, Histogram
 
 WEB = CollectorRegistry()
@@ -27,6 +29,10 @@ SSE_SLOW_CLIENTS = Counter(
 DAGS = Gauge("dagu_dags_total", "Files in the DAGs directory.", registry=WEB)
 RUNS_RUNNING = Gauge("dagu_dag_runs_currently_running", "Root runs that run now.", registry=WEB)
 RUNS_QUEUED = Gauge("dagu_dag_runs_queued_total", "Root runs that wait in queues now.", registry=WEB)
+RUNNING_BY_DAG = Present("dagu_dag_runs_currently_running_by_dag", "Root runs that run now", metrics.DAG_LABELS)
+QUEUED_BY_DAG = Present("dagu_dag_runs_queued_by_dag", "Root runs that wait in queues now", metrics.DAG_LABELS)
+WEB.register(RUNNING_BY_DAG)
+WEB.register(QUEUED_BY_DAG)
 
 SCHEDULER_RUNNING = Gauge(
     "dagu_scheduler_running", "1 while an active scheduler is registered in the shared folder.", registry=ALONE

@@ -36,6 +36,8 @@ SERVING = b"\x08\x01"
 """The answer of a coordinator that takes calls."""
 OWN_FAILURE = "Internal error from Core"
 """What gRPC says when a call of ours is written to while its connection goes away: nobody answered anything."""
+_TOO_LARGE = "message larger than max"
+"""What gRPC says of a message of 16 MiB and more, whichever end refuses it."""
 SILENT_AFTER = 3
 """Deadlines missed in a row before the connection counts as half-open and is replaced: gRPC itself keeps it."""
 
@@ -341,6 +343,8 @@ class Channel:
                 )
             if error.code() is grpc.StatusCode.INTERNAL and details.startswith(OWN_FAILURE):
                 return "UNAVAILABLE", self._cause("the connection was closed")
+            if error.code() is grpc.StatusCode.RESOURCE_EXHAUSTED and _TOO_LARGE in details:
+                self._recorder.too_large()
             told = status.error_of(error.code(), details, _pairs(error.trailing_metadata()))
             if type(told) is Unavailable and not _is_answer(error):
                 return error.code().name, self._cause(details)

@@ -86,6 +86,10 @@ class Recorder(Protocol):
         """Return the series of a method."""
         ...
 
+    def too_large(self) -> None:
+        """Count a call that ended because one of its messages was too large."""
+        ...
+
 
 class Denial(Struct, frozen=True, kw_only=True):
     """A call that the wall refused, for the metric and the audit log."""

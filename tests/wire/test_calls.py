@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
 from datetime import timedelta
 from typing import TypeVar
 
@@ -22,13 +22,17 @@ from secure_dagu.dispatch.model import (
     WorkerStats,
 )
 from secure_dagu.dispatch.operating import RunFilter, Window
-from secure_dagu.errors import IntegrityViolation, InvalidRequest, NotFound, WrongState
+from secure_dagu.errors import IntegrityViolation, InvalidRequest, LimitExceeded, NotFound, WrongState
 from secure_dagu.run.model import DagRunRef, RunStatus
+from secure_dagu.telemetry.rpc_series import RpcSeries
+from secure_dagu.wire.channel import Channel
 from secure_dagu.wire.client import RemoteCoordinator
+from secure_dagu.wire.fields import MAX_MESSAGE
 from tests.wire.conftest import House
 from tests.wire.fakes import ATTEMPT, BUNDLE, CLAIM, DIGEST, ENTRY, IDENTITY, KEY, NOW, RUN, RUNNING, TASK, WORKER, peer
 
 T = TypeVar("T")
+TOO_LARGE = "secure_dagu_grpc_message_size_exceeded_total"
 
 
 async def each(*items: T) -> AsyncIterator[T]:
@@ -211,6 +215,23 @@ async def test_operators_find_and_count_runs_and_read_pages_of_logs(house: House
             await client.log_page(WORKER, run=RUN, step="s1", stream=LogStream.STDOUT, window=wrong)
     with pytest.raises(InvalidRequest):
         await client.find_runs(WORKER, wanted, limit=1001, before=None)
+
+
+async def test_a_message_beyond_the_limit_is_refused_and_counted(
+    house: House, channel_to: Callable[..., Channel]
+) -> None:
+    channel = channel_to(house.path)
+    recorder = channel._recorder
+    assert isinstance(recorder, RpcSeries)
+    for count in range(3):
+        told = [s.value for f in recorder.collect() for s in f.samples if s.name == TOO_LARGE]
+        assert told == [count]
+        with pytest.raises(LimitExceeded, match="larger than max"):
+            await channel.call("/coordinator.v1.CoordinatorService/GetDAG", bytes(MAX_MESSAGE + 1), 10)
+    house.desk.error = LimitExceeded("a log part is larger than 4 bytes")
+    with pytest.raises(LimitExceeded):  # another limit, another message
+        await RemoteCoordinator(channel).dag_text(WORKER, "known")
+    assert [s.value for f in recorder.collect() for s in f.samples if s.name == TOO_LARGE] == [3]
 
 
 async def test_a_download_refused_before_its_first_message_carries_the_exact_error(
