@@ -112,7 +112,11 @@ async def serving(loaded: Loaded, stop: asyncio.Event) -> AsyncIterator[Serving]
                 dags=DefinitionFolder(paths.dags_dir),
                 load=_load,
                 owner=owner,
-                options=service.Options(task_wait=own.task_wait, secrets_dir=paths.secrets_dir),
+                options=service.Options(
+                    task_wait=own.task_wait,
+                    secrets_dir=paths.secrets_dir,
+                    log_charset=loaded.settings.ui.log_encoding_charset,
+                ),
                 worker_gone=metrics.forget_worker,
                 trail=trail,
                 policy=lambda: exceptions.policy_of(held),

@@ -35,6 +35,7 @@ def places_of(loaded: Loaded) -> Places:
         base_config=base_config_of(loaded),
         host_env={**host_environment(loaded), **_named_config(loaded)},
         default_shell=loaded.settings.core.default_shell,
+        log_charset=loaded.settings.ui.log_encoding_charset,
         process_env=process_environment(),
     )
 

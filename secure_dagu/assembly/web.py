@@ -507,6 +507,7 @@ def _parts(
         slow_client_s=sse.slow_client_timeout.total_seconds(),
         write_buffer=sse.write_buffer_size,
         max_topics=sse.max_topics_per_connection,
+        log_charset=settings.ui.log_encoding_charset,
         has_coordinator=operating.has_coordinator,
         checks=lambda: web_health.checks(
             disk=disk,

@@ -12,7 +12,7 @@ proc secrets webhooks terminal git_sync license opencode remote_nodes
 _KEYS = """
 check_updates latest_status_today cache executable
 audit.enabled audit.retention_days auth.oidc auth.proxy worker.postgres_pool
-scheduler.heartbeat_interval scheduler.stale_threshold dag_discovery.symlinks ui.log_encoding_charset
+scheduler.heartbeat_interval scheduler.stale_threshold dag_discovery.symlinks
 tunnel.tailscale.auth_key tunnel.tailscale.hostname tunnel.tailscale.state_dir tunnel.allowed_ips tunnel.allow_terminal
 tunnel.rate_limiting
 paths.alt_dags_dir paths.proc_dir paths.dag_state_dir
@@ -50,7 +50,7 @@ _VARIABLES = frozenset(
     "DAGU_" + _IRREGULAR.get(key, key.removeprefix("paths.").replace(".", "_").upper())
     for key in UNUSED_KEYS | UNUSED_SECTIONS
 ) - {"DAGU_EXECUTABLE"}  # every step of ours has it
-_OTHERS = frozenset({"DAGU_ENCRYPTION_KEY", "DAGU_UI_LOG_ENCODING_CHARSET"})
+_OTHERS = frozenset({"DAGU_ENCRYPTION_KEY"})
 
 
 def is_unused_variable(name: str) -> bool:

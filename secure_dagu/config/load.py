@@ -14,7 +14,7 @@ from secure_dagu.config import document, known, reader
 from secure_dagu.config.home import Home, expand, find_home
 from secure_dagu.config.peers import Insecure, PeerFiles, Purpose, choose_peer
 from secure_dagu.config.settings import Setting, Settings, all_settings
-from secure_dagu.config.values import Address, Raw
+from secure_dagu.config.values import Address, Raw, charset
 from secure_dagu.errors import ConfigError
 
 # What a step sees of this process's environment, and nothing else (configuration reference, section 10). Dagu passes
@@ -259,6 +259,9 @@ def _with_host_defaults(
     worker = settings.worker
     if not worker.id:
         worker = replace(worker, id=f"{name}@{os.getpid()}")
+    ui = settings.ui
+    if not ui.log_encoding_charset:
+        ui = replace(ui, log_encoding_charset=_host_charset(environ))
     client = settings.client
     if not client.coordinators:
         local = Address(_local_name(settings, is_advertised=bool(settings.coordinator.advertise)), coordinator.port)
@@ -313,8 +316,17 @@ def _with_host_defaults(
         ca_file=optional("tls.ca_file", settings.tls.ca_file),
     )
     return replace(
-        settings, coordinator=coordinator, worker=worker, client=client, paths=paths, peer=peer, pki=pki, tls=tls
+        settings, coordinator=coordinator, worker=worker, client=client, paths=paths, peer=peer, pki=pki, tls=tls, ui=ui
     )
+
+
+def _host_charset(environ: Mapping[str, str]) -> str:
+    """Return the character encoding of the locale; utf-8 where it names none that a log can have."""
+    said = (environ.get("LC_ALL") or environ.get("LANG") or "").partition(".")[2].partition("@")[0]
+    try:
+        return charset(said) or "utf-8"
+    except ValueError:
+        return "utf-8"
 
 
 def _local_name(settings: Settings, *, is_advertised: bool) -> str:

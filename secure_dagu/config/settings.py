@@ -27,6 +27,7 @@ Host = Annotated[str, Parsed(values.host, "HOST")]
 Hosts = Annotated[tuple[str, ...], Parsed(values.hosts, "HOST,…")]
 Port = Annotated[int, Parsed(values.integer(minimum=0, maximum=65535), "PORT")]
 Count = Annotated[int, Parsed(values.integer(minimum=1, maximum=100_000), "N")]
+Shown = Annotated[int, Parsed(values.integer(minimum=1, maximum=1000), "N")]
 ByteCount = Annotated[int, Parsed(values.integer(minimum=0, maximum=2**30), "N")]
 CountOrNone = Annotated[int, Parsed(values.integer(minimum=0, maximum=1000), "N")]
 Duration = Annotated[timedelta, Parsed(values.duration, "DURATION")]
@@ -36,6 +37,7 @@ Labels = Annotated[Mapping[str, str], Parsed(values.labels, "K=V,…")]
 File = Annotated[Path, Parsed(lambda raw: Path(values.text(raw)), "FILE")]
 OptionalFile = Annotated[Path | None, Parsed(lambda raw: Path(values.text(raw)), "FILE")]
 Folder = Annotated[Path, Parsed(lambda raw: Path(values.text(raw)), "DIR")]
+Charset = Annotated[str, Parsed(values.charset, "NAME")]
 Syslog = Annotated[str, Parsed(values.syslog, "HOST:PORT|/PATH")]
 IdentityRules = Annotated[tuple[Any, ...], Parsed(values.identity_rules, "LIST")]
 LogFormat = Annotated[str, Parsed(values.choice("text", "json"), "text|json")]
@@ -457,7 +459,9 @@ class Queues:
 class Monitoring:
     """Load of the web server's host, as the UI shows it; kept in memory."""
 
-    interval: PositiveDuration = setting(timedelta(seconds=5), "How often it is sampled.")
+    interval: PositiveDuration = setting(
+        timedelta(seconds=5), "How often it is sampled; never more than once a second."
+    )
     retention: Duration = setting(timedelta(hours=24), "How long samples are kept.")
 
 
@@ -492,7 +496,11 @@ class Ui:
     navbar_color: Text = setting(
         "", "Colour of its navigation, as CSS says it.", env=("DAGU_UI_NAVBAR_COLOR", "DAGU_NAVBAR_COLOR")
     )
-    max_dashboard_page_limit: CountOrNone = setting(100, "Runs that the dashboard shows, 1 to 1000.")
+    max_dashboard_page_limit: Shown = setting(100, "Runs that the overview's timeline shows, the newest, 1 to 1000.")
+    log_encoding_charset: Charset = setting(
+        "", "Character encoding of what steps write into their logs, as an IANA name; one that begins with ASCII.",
+        default_text="that of LC_ALL or LANG, else utf-8",
+    )  # fmt: skip
     dags_sort_field: SortField = setting("name", "First order of the list of workflows.", path="dags.sort_field")
     dags_sort_order: SortOrder = setting("asc", "Its direction.", path="dags.sort_order")
 

@@ -22,6 +22,9 @@ _DURATION = re.compile(r"(?:\d+(?:\.\d*)?|\.\d+)(?:ns|us|µs|μs|ms|s|m|h)")
 _SECONDS = {"ns": 1e-9, "us": 1e-6, "µs": 1e-6, "μs": 1e-6, "ms": 1e-3, "s": 1.0, "m": 60.0, "h": 3600.0}
 _YEAR = timedelta(hours=8760)
 _HOST = re.compile(r"[A-Za-z0-9_]([A-Za-z0-9._-]{0,252}[A-Za-z0-9_])?")
+_CHARSET = re.compile(r"[a-z0-9._:-]{1,40}")
+_ASCII_PROBES = (b"\\x41\n", bytes(range(0x20, 0x7F)) + b"\t\n")
+"""The first finds encodings that read escapes."""
 _LABEL_LIMIT = 64
 _TEXT_LIMIT = 4096
 
@@ -168,6 +171,20 @@ def public_url(raw: Raw) -> str:
     word = text(raw).strip().rstrip("/")
     if word and not re.fullmatch(r"https?://[A-Za-z0-9.:\[\]-]+(/[^?#\\\s]*)?", word):
         raise ValueError(f"{word!r} is no absolute http or https URL without query and fragment")
+    return word
+
+
+def charset(raw: Raw) -> str:
+    """Take the name of a character encoding in which ASCII is as it is, so that a line ends where its bytes do."""
+    word = text(raw).strip().lower()
+    if not word:
+        return ""
+    try:
+        is_like_ascii = all(probe.decode(word) == probe.decode("ascii") for probe in _ASCII_PROBES)
+    except (LookupError, UnicodeError):  # unknown, no encoding of text, or one of wider characters
+        is_like_ascii = False
+    if not is_like_ascii or not _CHARSET.fullmatch(word):
+        raise ValueError(f"{word!r} is no known character encoding that begins with ASCII")
     return word
 
 

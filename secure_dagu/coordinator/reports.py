@@ -93,7 +93,9 @@ class Reports:
         trail: Trail,
         tenants: Tenants,
         why_waits: Callable[[Entry], Waiting | None],
+        log_charset: str = "utf-8",
     ) -> None:
+        self._log_charset = log_charset
         self._tenants = tenants
         self._why_waits = why_waits
         self._store = store
@@ -389,7 +391,8 @@ class Reports:
         row = await self._found(caller, run, "ReadLogPage")
         self._note_read(caller, run, "log")
         with _closing(self._blobs.read_log(LogPlace(row.root, row.attempt_id), step, LogStream(stream))) as fd:
-            return await asyncio.to_thread(page_of, fd, window)
+            charset = self._log_charset if step else "utf-8"  # a run's own log is ours
+            return await asyncio.to_thread(lambda: page_of(fd, window, charset=charset))
 
     async def artifacts(self, caller: Caller, *, run: DagRunRef) -> Sequence[ArtifactInfo]:
         """List the artifact files of a run (`RunReports.artifacts`)."""

@@ -55,6 +55,8 @@ class Options(Struct, frozen=True, kw_only=True):
     """How long a task may wait while no live worker matches it."""
     secrets_dir: Path | None = None
     """Managed secrets; None: not offered."""
+    log_charset: str = "utf-8"
+    """Character encoding of the logs of steps."""
     bundle_store_bytes: int = 10 * 1024**3
     pending_tasks: int = 50_000
     """Tasks that may wait for a worker."""
@@ -130,6 +132,7 @@ async def running(
         reports = Reports(
             store=store, blobs=blobs, ledger=ledger, endings=endings, changes=changes, uploads=uploads,
             finisher=finisher, clock=clock, trail=trail, tenants=tenants, why_waits=board.why_waits,
+            log_charset=options.log_charset,
         )  # fmt: skip
         deleting = Deleting(
             store=store, blobs=blobs, ledger=ledger, finisher=finisher, trail=trail, tenants=tenants

@@ -230,7 +230,8 @@ class Catalogue:
                 return await self._way.coordinator.log_page(
                     self._way.caller, run=ref_of(document), step=step, stream=which, window=window
                 )
-            return await asyncio.to_thread(page, path, window)
+            charset = self._places.log_charset if step else "utf-8"
+            return await asyncio.to_thread(lambda: page(path, window, charset=charset))
         except NotFound:
             return _EMPTY  # nothing is written yet
 

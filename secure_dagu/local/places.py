@@ -33,6 +33,8 @@ class Places(Struct, frozen=True, kw_only=True):
     """The text of `base.yaml`; empty when there is none."""
     host_env: Mapping[str, str] = field(default_factory=dict)
     default_shell: str = ""
+    log_charset: str = "utf-8"
+    """Character encoding of the logs of steps; a run's own log is always UTF-8."""
     process_env: Mapping[str, str] = field(default_factory=dict)
     """All that this process was started with: what `${NAME}` in `env` and secrets of the provider `env` may name."""
 

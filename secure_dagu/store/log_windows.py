@@ -17,20 +17,20 @@ MOST_COUNTED: Final = 64 * 2**20
 """Up to this size lines are counted, above they are estimated."""
 
 
-def page(path: Path, window: Window) -> LogPage:
-    """Return lines of a file.
+def page(path: Path, window: Window, *, charset: str = "utf-8") -> LogPage:
+    """Return lines of a file, read as text of a character encoding; what is none is replaced.
 
     Raises:
         NotFound: there is no such file, or it is no plain one.
     """
     handle = open_log(path)
     try:
-        return page_of(handle, window)
+        return page_of(handle, window, charset=charset)
     finally:
         os.close(handle)
 
 
-def page_of(handle: int, window: Window) -> LogPage:
+def page_of(handle: int, window: Window, *, charset: str = "utf-8") -> LogPage:
     """Return lines of an open file."""
     size = os.fstat(handle).st_size
     total, is_estimate = _count(handle, size)
@@ -42,7 +42,7 @@ def page_of(handle: int, window: Window) -> LogPage:
         data, start = _tail(handle, size, min(window.tail or 1000, MAX_LINES))
     lines = data.count(b"\n") + (1 if data and not data.endswith(b"\n") else 0)
     return LogPage(
-        content=data.decode(errors="replace"), line_count=lines, total_lines=max(total, lines),
+        content=data.decode(charset, errors="replace"), line_count=lines, total_lines=max(total, lines),
         has_more=start > 0 or start + len(data) < size, is_estimate=is_estimate, end_offset=start + len(data),
     )  # fmt: skip
 

@@ -204,6 +204,14 @@ def test_a_misspelt_variable_is_warned_about(tmp_path: Path) -> None:
         ("default_execution_mode", "cloud"),
         ("tz", "Mars/Olympus"),
         ("worker.id", "a\nb"),
+        ("ui.max_dashboard_page_limit", "0"),
+        ("ui.max_dashboard_page_limit", "1001"),
+        ("ui.log_encoding_charset", "klingon"),
+        ("ui.log_encoding_charset", "utf-16"),
+        ("ui.log_encoding_charset", "utf-7"),
+        ("ui.log_encoding_charset", "hex"),
+        ("ui.log_encoding_charset", "unicode_escape"),
+        ("ui.log_encoding_charset", "cp037"),
     ],
 )
 def test_an_invalid_value_is_fatal_and_told_with_key_and_source(tmp_path: Path, key: str, value: str) -> None:
@@ -211,6 +219,24 @@ def test_an_invalid_value_is_fatal_and_told_with_key_and_source(tmp_path: Path, 
     said = refusal(tmp_path, env={variable: value})
     assert key in said
     assert f"variable {variable}" in said
+
+
+@pytest.mark.parametrize(
+    ("environ", "charset"),
+    [
+        ({}, "utf-8"),
+        ({"LANG": "C"}, "utf-8"),
+        ({"LANG": "de_DE.ISO-8859-15@euro"}, "iso-8859-15"),
+        ({"LANG": "ja_JP.eucJP"}, "eucjp"),
+        ({"LANG": "en_US.UTF-8", "LC_ALL": "pl_PL.ISO-8859-2"}, "iso-8859-2"),
+        ({"LANG": "xx_XX.klingon"}, "utf-8"),
+        ({"LANG": "de_DE.ISO-8859-1", "DAGU_UI_LOG_ENCODING_CHARSET": "Windows-1252"}, "windows-1252"),
+    ],
+)
+def test_logs_are_read_in_the_encoding_of_the_locale_unless_another_is_said(
+    tmp_path: Path, environ: dict[str, str], charset: str
+) -> None:
+    assert loaded(tmp_path, env=environ).settings.ui.log_encoding_charset == charset
 
 
 def test_what_a_key_takes_is_told_in_the_words_of_dagu(tmp_path: Path) -> None:

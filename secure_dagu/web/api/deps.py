@@ -154,6 +154,8 @@ class Parts(Struct, frozen=True, kw_only=True):
     slow_client_s: float = 30.0
     write_buffer: int = 65536
     max_topics: int = 20
+    log_charset: str = "utf-8"
+    """Character encoding of the logs of steps."""
     has_coordinator: Callable[[], bool] = lambda: True
     checks: Callable[[], Mapping[str, Callable[[], Awaitable[Check]]]] = dict
     """Return what a probe looks at, by name."""

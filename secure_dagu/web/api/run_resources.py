@@ -131,7 +131,7 @@ def routes(prefix: str, target: Callable[..., Target]) -> APIRouter:
         """Download a step's log."""
         content = parts.runs.log_bytes(at.run, step=stepName, stream=stream, child=at.child)
         name = f"{at.file_stem}-{stepName}-{stream}.log"
-        return await _download(content, name, "text/plain; charset=utf-8")
+        return await _download(content, name, f"text/plain; charset={parts.log_charset}")
 
     async def step_status(
         request: Request, parts: Api, account: Operator, at: At, stepName: StepName, body: bodies.StepStatusBody
