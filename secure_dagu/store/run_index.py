@@ -37,7 +37,7 @@ from secure_dagu.store.run_rows import Current, RunRow, places, row_of, seen_now
 log = structlog.get_logger()
 T = TypeVar("T")
 
-VERSION: Final = 2
+VERSION: Final = 3
 LIVING_EVERY_S: Final = 1.0
 """How often runs that are recorded as running are looked at: their process may be gone."""
 FOLDERS_EVERY_S: Final = 30.0
@@ -49,9 +49,11 @@ _LOCKED_S: Final = 1.0
 _REBUILD_S: Final = 20.0
 """How long a process waits at its start for another one that makes the index."""
 _MOST_CHANGED: Final = 10_000
+_KEPT_ENDS: Final = 10_000
+"""Ends that a process of this kind may be behind the others."""
 
 Ended = Callable[[Document], None]
-"""Is told of each attempt of a root run that has ended, once."""
+"""Is told of each attempt of a root run that has ended, once in each process that listens."""
 
 _SCHEMA = (
     "DROP TABLE IF EXISTS runs",
@@ -60,6 +62,8 @@ _SCHEMA = (
     " ident TEXT NOT NULL, status INTEGER NOT NULL, labels TEXT NOT NULL, attempt TEXT NOT NULL, seen TEXT NOT NULL,"
     " summary TEXT NOT NULL)",
     "CREATE TABLE facts (name TEXT PRIMARY KEY, value TEXT NOT NULL)",
+    # Not dropped, and its numbers never come again: other processes of this kind have read it up to one of them.
+    "CREATE TABLE IF NOT EXISTS ends (number INTEGER PRIMARY KEY AUTOINCREMENT, summary TEXT NOT NULL)",
 )
 _INDEXES = (
     "CREATE INDEX by_time ON runs (at DESC, ident DESC, status, dag, run_id, labels)",
@@ -109,6 +113,8 @@ class RunIndex:
         self._looked_at_living = self._looked_at_folders = 0.0
         self._locked_since = 0.0
         """Since when another process writes; 0: nobody does."""
+        self._told = 0
+        """The last end that this process has seen. Whoever of its kind takes an end first notes it for all of them."""
 
     # ── asking ───────────────────────────────────────────────────────────────────────────────────────────────────────
 
@@ -195,6 +201,15 @@ class RunIndex:
             living = {place for (place,) in rows}
         if self._pending or living:
             self._taken(database, living)
+        self._tell(database)
+
+    def _tell(self, database: sqlite3.Connection) -> None:
+        """Tell of the ends that were noted since, by this process or another one."""
+        query = "SELECT number, summary FROM ends WHERE number > ? ORDER BY number"
+        for number, summary in database.execute(query, (self._told,)).fetchall():
+            self._told = number
+            if self.ended is not None:
+                self.ended(json.loads(summary))
 
     def _taken(self, database: sqlite3.Connection, places: Iterable[str]) -> bool:
         """Bring these and all pending runs up to date; False: another process of this kind is just doing that."""
@@ -225,10 +240,11 @@ class RunIndex:
         is_changed = place in self._pending or _shown(before) != _shown(after)  # noted: perhaps where no list shows it
         if is_changed and (record := record_at(self._folder, place)) is not None:
             self._changed.append(record.run)
-        if after is None or self.ended is None or not RunStatus(after.status).is_terminal:
+        if after is None or not RunStatus(after.status).is_terminal:
             return
         if before is None or before.attempt != after.attempt or not RunStatus(before.status).is_terminal:
-            self.ended(json.loads(after.summary))
+            number = database.execute("INSERT INTO ends (summary) VALUES (?)", (after.summary,)).lastrowid or 0
+            database.execute("DELETE FROM ends WHERE number <= ?", (number - _KEPT_ENDS,))
 
     def _shut_out(self, database: sqlite3.Connection) -> None:
         """Go on with a copy in memory once another process has held the file for too long: it may have been stopped."""
@@ -269,6 +285,7 @@ class RunIndex:
                 found = database.execute("SELECT value FROM facts").fetchone() if is_ours else None
                 if found is None or not self._journal.resume(str(found[0])):
                     self._rebuild(database)
+                self._told = database.execute("SELECT coalesce(max(number), 0) FROM ends").fetchone()[0]
             database.execute(f"PRAGMA busy_timeout = {_BUSY_MS}")
         except BaseException:
             database.close()

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import shutil
 import signal
+import sqlite3
 import subprocess
 import sys
 import threading
@@ -231,6 +233,55 @@ def test_each_attempt_that_ends_is_told_once(tmp_path: Path, index: RunIndex) ->
     again.refresh()
     assert len(told) == 3
     again.close()
+
+
+@pytest.mark.parametrize("first", [0, 1, 2])
+def test_each_process_that_shares_an_index_hears_of_each_end_whoever_takes_it_first(tmp_path: Path, first: int) -> None:
+    """Or an end that a standby takes is counted by nobody."""
+    add(tmp_path, "before")
+    told: tuple[list[str], list[str]] = ([], [])
+    indexes = [an_index(tmp_path) for _ in range(3)]  # the third has nobody who listens
+    for index, heard in zip(indexes, told, strict=False):
+        index.ended = lambda document, heard=heard: heard.append(str(document["dagRunId"]))
+    for index in indexes:
+        index.refresh()
+    for number in range(20):
+        attempt = add(tmp_path, f"r{number}", RunStatus.RUNNING, dagRunId=f"r{number}").latest()
+        assert attempt is not None
+        indexes[number % 3].refresh()
+        write(attempt, RunStatus.SUCCEEDED, dagRunId=f"r{number}")
+        for place in range(3):
+            indexes[(first + place) % 3].refresh()
+        write(attempt, RunStatus.SUCCEEDED, dagRunId=f"r{number}", error="told again")
+    late = an_index(tmp_path)
+    late.ended = lambda _document: told[0].append("late")
+    for index in (late, *indexes, late):
+        index.refresh()
+        index.close()
+    everything = [f"r{number}" for number in range(20)]
+    assert told == (everything, everything)
+
+
+def test_an_index_that_is_made_anew_by_another_process_keeps_telling(tmp_path: Path) -> None:
+    add(tmp_path, "before")
+    told: list[str] = []
+    index = an_index(tmp_path)
+    index.ended = lambda document: told.append(str(document["dagRunId"]))
+    index.refresh()
+    for number in range(3):
+        add(tmp_path, f"r{number}", dagRunId=f"r{number}")
+        index.refresh()
+    (file,) = tmp_path.glob(".index-test-*.db")
+    with contextlib.closing(sqlite3.connect(file)) as database:
+        database.execute("PRAGMA user_version = 1")  # as another release left it
+    other = an_index(tmp_path)
+    other.refresh()
+    add(tmp_path, "r3", dagRunId="r3")
+    other.refresh()
+    index.refresh()
+    assert told == ["r0", "r1", "r2", "r3"]
+    other.close()
+    index.close()
 
 
 # ── the journal ──────────────────────────────────────────────────────────────────────────────────────────────────────
