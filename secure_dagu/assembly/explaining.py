@@ -90,9 +90,13 @@ def _judged(loaded: Loaded, certificate: x509.Certificate, now: datetime) -> tup
     if not bundle.is_file():
         return (), None
     trusted = read_certificates(bundle)
-    issuers = tuple(crl.key_of(ca) for ca in trusted if ca.subject == certificate.issuer)
+    issuing = loaded.home.pki_dir / directory.ISSUING[0]
+    signers = crl.signers(trusted, read_certificates(issuing) if issuing.is_file() else ())
+    above = [ca for ca in signers if ca.subject == certificate.issuer]
+    above += [ca for ca in trusted if any(material.is_issued_by(one, ca) for one in above if one != ca)]
+    issuers = tuple(crl.key_of(ca) for ca in above)
     try:
-        revocation = crl.read(lists, trusted).revocation if lists.is_file() else None
+        revocation = crl.read(lists, signers).revocation if lists.is_file() else None
     except ConfigError:
         revocation = None  # the coordinator says what is wrong with it
     standing = Standing(trusted=(crl.key_of(ca) for ca in trusted), revocation=revocation, grace=timedelta())

@@ -28,7 +28,7 @@ from secure_dagu.link import context, crl
 from secure_dagu.link.context import ClientPolicy, ServerPolicy
 from secure_dagu.link.crl import Lists
 from secure_dagu.link.material import Material
-from secure_dagu.pki import files
+from secure_dagu.pki import directory, files
 from secure_dagu.pki.files import Pem
 from secure_dagu.security.revocation import Revocation
 from secure_dagu.telemetry import metrics
@@ -47,6 +47,8 @@ class CrlFile(Struct, frozen=True, kw_only=True):
     """Our copy of the last good ones: by it an older one is known after a restart."""
     is_required: bool
     """Named in the settings, so that its absence at start is an error."""
+    issuing: Path
+    """Certificate of the issuing CA that may be on this host: lists may be its, when a trusted root signed it."""
 
 
 class Change(Struct, frozen=True, kw_only=True):
@@ -149,9 +151,9 @@ class Reload(Generic[Policy]):
         if not is_other_trust and not self._listed.is_news(signs):
             return before
         if is_other_trust and before is not None:
-            before = self._still_trusted(before, found.trusted)
+            before = self._still_trusted(before, self._signers(found))
         try:
-            lists = self._read_lists(found.trusted, before)
+            lists = self._read_lists(self._signers(found), before)
         except ConfigError as error:
             if self._listed.is_settled(signs):
                 changes.append(Change(what="crl", error=error))
@@ -170,11 +172,11 @@ class Reload(Generic[Policy]):
         kept: Lists | None = None
         if self._crl.kept.exists():
             try:
-                kept = crl.read(self._crl.kept, self._material.trusted)
+                kept = crl.read(self._crl.kept, self._signers(self._material))
             except ConfigError as error:  # of a CA that is gone, or damaged: then there is nothing to compare with
                 log.warning("crl.kept_unusable", **error.as_dict())
         try:
-            lists = self._read_lists(self._material.trusted, kept)
+            lists = self._read_lists(self._signers(self._material), kept)
         except ConfigError as error:
             if kept is None:
                 raise
@@ -183,6 +185,14 @@ class Reload(Generic[Policy]):
         if lists is not None and (kept is None or lists.pem != kept.pem):
             self._keep(lists)
         return lists
+
+    def _signers(self, found: Material) -> tuple[x509.Certificate, ...]:
+        """Return whose lists are believed: the trusted CAs, and issuing CAs in our own chain or on this host."""
+        assert self._crl is not None, "asked only where lists are wanted"
+        here: list[x509.Certificate] = []
+        with contextlib.suppress(OSError, ValueError):  # most hosts have none
+            here = x509.load_pem_x509_certificates(self._crl.issuing.read_bytes())
+        return crl.signers(found.trusted, (*found.chain, *here))
 
     def _read_lists(self, trusted: Sequence[x509.Certificate], last: Lists | None) -> Lists | None:
         """Return the lists on disk; None when there never was a file."""
@@ -308,6 +318,7 @@ def _crl_file(loaded: Loaded, *, kept: str, standard: bool) -> CrlFile | None:
         file=said or loaded.home.pki_dir / "ca.crl",
         kept=loaded.settings.paths.data_dir / kept,
         is_required=said is not None,
+        issuing=loaded.home.pki_dir / directory.ISSUING[0],
     )
 
 

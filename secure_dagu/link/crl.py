@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Final
 
@@ -39,7 +39,7 @@ class Lists(Struct, frozen=True, kw_only=True):
 
 
 def read(file: Path, trusted: Sequence[x509.Certificate], *, last: Revocation | None = None) -> Lists:
-    """Read and verify the lists of the trusted CAs in `file`; those of other CAs are left out.
+    """Read and verify the lists of the trusted CAs (`signers`) in `file`; those of other CAs are left out.
 
     A stale list is no fault here: how long it may stay in use is `Standing`'s decision.
 
@@ -77,12 +77,29 @@ def verify(pem: bytes, trusted: Sequence[x509.Certificate], *, file: Path, last:
     return Lists(revocation=revocation, crls=tuple(one for _, one in found.values()), pem=pem)
 
 
+def signers(trusted: Sequence[x509.Certificate], known: Iterable[x509.Certificate]) -> tuple[x509.Certificate, ...]:
+    """Return whose lists are believed: the trusted CAs, and of `known` those issuing CAs that one of them signed."""
+    below = (one for one in known if one not in trusted and _may_sign_lists(one))
+    return (*trusted, *(one for one in below if any(material.is_issued_by(one, ca) for ca in trusted)))
+
+
 def key_of(certificate: x509.Certificate) -> str:
     """Return the SHA-256 of a CA's public key, hex: how `Peer.issuers` and lists name it, whatever its certificate."""
     encoded = certificate.public_key().public_bytes(
         serialization.Encoding.DER, serialization.PublicFormat.SubjectPublicKeyInfo
     )
     return hashlib.sha256(encoded).hexdigest()
+
+
+def _may_sign_lists(certificate: x509.Certificate) -> bool:
+    try:
+        extensions = certificate.extensions
+        return (
+            extensions.get_extension_for_class(x509.BasicConstraints).value.ca
+            and extensions.get_extension_for_class(x509.KeyUsage).value.crl_sign
+        )
+    except (x509.ExtensionNotFound, x509.DuplicateExtension, ValueError):
+        return False
 
 
 def _parse(file: Path, block: bytes) -> x509.CertificateRevocationList:

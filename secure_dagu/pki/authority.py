@@ -152,8 +152,10 @@ class Authority:
             .sign(self._signer, keys.hash_for(self._signer.public_key()))
         )
 
-    def sign_issuing_ca(self, key: ec.EllipticCurvePublicKey, profile: CaProfile, *, now: datetime) -> x509.Certificate:
-        """Sign the CA that issues under this root, with this root's own constraints.
+    def sign_issuing_ca(
+        self, key: ec.EllipticCurvePublicKey, profile: CaProfile, *, day: str, now: datetime
+    ) -> x509.Certificate:
+        """Sign the CA that issues under this root, with this root's own constraints. `day`: by which it is named.
 
         Raises:
             ConfigError: this CA is no root for others, or has ended.
@@ -169,7 +171,7 @@ class Authority:
             self._signer,
             self._certificate,
             trust_domain=self._trust_domain,
-            label=f"secure-dagu issuing CA {now:%Y-%m-%d}",
+            label=f"secure-dagu issuing CA {day}",
             key=key,
             path_length=profile.path_length,
             permitted=certificates.permitted_domains(self._certificate) or (),

@@ -147,12 +147,14 @@ def read(directory: Path) -> Signed:
 
 
 def _sign(ca: Authority, number: int, now: datetime, until: datetime) -> x509.CertificateRevocationList:
-    issuer = ca.certificate.fingerprint(hashes.SHA256()).hex()
+    # An issuing CA has one ledger for all the certificates that its root gave it: what was revoked under the last one
+    # stays on the list. Serial numbers are random, so one too many is nobody's.
+    issuer = "" if ca.chain_pem else ca.certificate.fingerprint(hashes.SHA256()).hex()
     builder = x509.CertificateRevocationListBuilder().last_update(now).next_update(until)
     builder = builder.add_extension(x509.CRLNumber(number), critical=False)
     for entry in ca.ledger.entries():
         is_over = datetime.fromisoformat(entry.not_after) + _KEPT_AFTER_END < now
-        if entry.status is not Status.REVOKED or entry.issuer != issuer or is_over:
+        if entry.status is not Status.REVOKED or (issuer and entry.issuer != issuer) or is_over:
             continue
         revoked = (
             x509.RevokedCertificateBuilder()

@@ -97,7 +97,10 @@ def sign_request(
     if not force:
         files.refuse_existing(out, (ISSUING[0],), fix="choose another --out, or say --force")
     root = place.open_ca(directory, passphrase)
-    made = root.sign_issuing_ca(key, load_profiles().issuing, now=now)
+    # The same key keeps its name: whatever it signed, certificates and lists, goes on under its next certificate.
+    before = [entry for entry in root.ledger.with_key(keys.fingerprint(key)) if entry.role == ROLE]
+    day = min((entry.issued_at for entry in before), default=iso(now))[:10]
+    made = root.sign_issuing_ca(key, load_profiles().issuing, day=day, now=now)
     entry = LedgerEntry(
         serial=f"{made.serial_number:x}",
         name=f"issuing-{now:%Y-%m-%d}",

@@ -118,6 +118,25 @@ def test_tokens_and_ledger_outlive_the_pod(node: Node, outside: Host) -> None:
             stopped(worker, running)
 
 
+def test_who_is_revoked_is_out_and_pools_stay(node: Node, outside: Host, tmp_path: Path) -> None:
+    with (
+        coordinating(node) as (pod, running),
+        node.pod("Deployment", f"{FULL}-worker-general").service() as general,
+        outside.service("join", executed(pod, TOKEN).strip(), "--worker.health-port=0") as worker,
+    ):
+        worker.wait_for("coordinator.reached")
+        assert pod.exec("secure-dagu", "pki", "revoke", "gpu-1").returncode == 0
+        running.wait_for("peers.cut.*cert_revoked")
+        worker.wait_for("revoked")
+        assert "succeeded" in dispatched(node, tmp_path)
+        stopped(general, running)
+    with coordinating(node) as (pod, running):
+        with outside.service("worker", "--worker.health-port=0") as worker:
+            worker.wait_for("revoked")
+        assert "coordinator.reached" not in worker.text
+        stopped(running)
+
+
 def test_the_root_is_in_one_secret_and_the_issuing_key_on_no_disk(secrets: PkiJob, node: Node) -> None:
     root, key = _home(secrets, ROOT)["pki/ca.key"], _data(secrets, JOIN)["issuing.key"]
     assert b"ENCRYPTED PRIVATE KEY" in root

@@ -8,6 +8,7 @@ from datetime import timedelta
 from pathlib import Path
 
 import pytest
+from msgspec import structs
 
 from secure_dagu.assembly.reload import CrlFile, Reload
 from secure_dagu.config.peers import PeerFiles
@@ -24,7 +25,9 @@ class Place:
     def __init__(self, root: Path, ca: Ca) -> None:
         self.root, self.ca = root, ca
         self.files = PeerFiles(cert=root / "tls.crt", key=root / "tls.key", ca=root / "ca.crt", source="a test")
-        self.crl = CrlFile(file=root / "ca.crl", kept=root / "data" / "kept.crl", is_required=False)
+        self.crl = CrlFile(
+            file=root / "ca.crl", kept=root / "data" / "kept.crl", is_required=False, issuing=root / "issuing.crt"
+        )
         self.put("ca.crt", ca.file.read_bytes())
         self.pair(ca.coordinator())
 
@@ -207,6 +210,6 @@ def test_the_lists_of_a_ca_that_leaves_the_bundle_are_dropped(place: Place, othe
 
 
 def test_a_named_list_that_is_missing_at_start_is_an_error(place: Place) -> None:
-    place.crl = CrlFile(file=place.root / "none.crl", kept=place.crl.kept, is_required=True)
+    place.crl = structs.replace(place.crl, file=place.root / "none.crl", is_required=True)
     with pytest.raises(ConfigError, match=r"none\.crl"):
         place.open()

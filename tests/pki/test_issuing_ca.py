@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import shutil
 import ssl
 import subprocess
 from dataclasses import dataclass
+from datetime import timedelta
 from pathlib import Path
 
 import pytest
@@ -14,9 +16,10 @@ from cryptography.hazmat.primitives.asymmetric import ec, ed25519, rsa
 
 from secure_dagu.dispatch.model import Role
 from secure_dagu.errors import ConfigError, InvalidRequest
+from secure_dagu.link import crl as lists
 from secure_dagu.link import judgement, material
+from secure_dagu.pki import crl, issuing
 from secure_dagu.pki import directory as pki
-from secure_dagu.pki import issuing
 from secure_dagu.pki.directory import KeyPlace
 from secure_dagu.pki.facts import read_certificates, read_facts
 from secure_dagu.security.mapping import Holder
@@ -84,6 +87,45 @@ def test_both_ends_present_their_chain_and_trust_the_root_alone(done: Place) -> 
     file = str(made.certificate)
     command = [openssl, "verify", "-x509_strict", "-CAfile", str(made.ca), "-untrusted", file, file]
     assert b"OK" in subprocess.run(command, capture_output=True, check=True).stdout
+
+
+def test_a_list_of_an_issuing_ca_is_believed_and_that_of_a_leaf_or_of_a_strangers_is_not(
+    done: Place, tmp_path: Path
+) -> None:
+    here = _copy(done, tmp_path / "online")
+    crl.sign(here, [pki.open_ca(here)], now=NOW)
+    roots, (own,) = read_certificates(here / "ca.crt"), read_certificates(here / "issuing.crt")
+    assert lists.read(here / "ca.crl", lists.signers(roots, [own])).revocation.lists[0].issuer == lists.key_of(own)
+    leaf = read_certificates(here / "coordinator.crt")[0]
+    pki.initialise(tmp_path / "other", advertised=["a.b.c"], trust_domain="secure-dagu", now=NOW)
+    (stranger,) = read_certificates(tmp_path / "other/ca.crt")
+    assert lists.signers(roots, [leaf, stranger, *roots]) == tuple(roots)
+    with pytest.raises(ConfigError, match="none of its lists"):
+        lists.read(here / "ca.crl", roots)
+
+
+def test_a_renewed_issuing_ca_keeps_its_name_its_lists_and_what_it_knows(done: Place, tmp_path: Path) -> None:
+    here, later = _copy(done, tmp_path / "online"), NOW + timedelta(days=20)
+    made = pki.issue(here, Role.WORKER, "w", out=None, advertised=(), lifetime=None, force=False, now=NOW)
+    crl.revoke(here, [pki.open_ca(here)], [made.entry], reason="unspecified", now=NOW)
+    (before,) = read_certificates(here / "issuing.crt")
+    issuing.sign_request(
+        done.offline, here / "issuing.csr", here, now=later, passphrase=lambda: WORDS, actor="", force=True
+    )
+    (after,) = read_certificates(here / "issuing.crt")
+    assert after.serial_number != before.serial_number
+    assert (after.subject, after.public_key()) == (before.subject, before.public_key())
+    signers, serial = lists.signers(read_certificates(here / "ca.crt"), [after]), int(made.entry.serial, 16)
+    assert lists.read(here / "ca.crl", signers).revocation.is_revoked(serial), "the list of before is still good"
+    crl.sign(here, [pki.open_ca(here)], now=later)
+    assert lists.read(here / "ca.crl", signers).revocation.is_revoked(serial), "and the next one says the same"
+    assert lists.key_of(after) in pki.signer_keys(here, pki.ledger(here)), "nothing was issued since"
+
+
+def _copy(done: Place, where: Path) -> Path:
+    shutil.copytree(done.online, where)
+    where.chmod(0o700)
+    return where
 
 
 def test_a_leaf_without_its_chain_is_not_taken(done: Place, tmp_path: Path) -> None:
