@@ -13,6 +13,7 @@ import secrets
 import sys
 from collections.abc import Callable, Coroutine, Sequence
 from dataclasses import dataclass
+from functools import partial
 from importlib import import_module
 from importlib.util import find_spec
 from typing import Any, NoReturn, Protocol, cast
@@ -119,9 +120,16 @@ class Parser(argparse.ArgumentParser):
     """argparse without abbreviations, which would turn a misspelt flag into another one."""
 
     def __init__(self, **options: Any) -> None:
-        options.setdefault("formatter_class", argparse.RawDescriptionHelpFormatter)
+        # argparse makes one for each argument that is declared, and without a width it imports shutil to look at the
+        # terminal, and all of its archive formats with it.
+        options.setdefault("formatter_class", partial(argparse.RawDescriptionHelpFormatter, width=80))
         super().__init__(allow_abbrev=False, **options)
         self.set_defaults(parser=self)  # the innermost one wins: whose flags to compare a misspelt one with
+
+    def format_help(self) -> str:
+        """Write it as wide as the terminal."""
+        self.formatter_class = argparse.RawDescriptionHelpFormatter
+        return super().format_help()
 
     def error(self, message: str) -> NoReturn:
         """Raise instead of printing and exiting."""

@@ -31,7 +31,10 @@ async def run(args: argparse.Namespace, what: str) -> int:
 
 
 def configure(loaded: Loaded) -> None:
-    """Set up logging, and say what the configuration warns of."""
+    """Set up logging, and say what the configuration warns of; before anything else of a service is imported."""
+    from secure_dagu.assembly import lean
+
+    lean.prepare()
     from secure_dagu.telemetry import logs
 
     logs.configure(json_lines=loaded.settings.core.log_format == "json", debug=loaded.settings.core.debug)

@@ -8,7 +8,6 @@ import socket
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
-from zoneinfo import ZoneInfo, ZoneInfoNotFoundError
 
 from secure_dagu.config import document, known, reader
 from secure_dagu.config.home import Home, expand, find_home
@@ -344,6 +343,8 @@ def _local_name(settings: Settings, *, is_advertised: bool) -> str:
 def _check(settings: Settings, sources: Mapping[str, str]) -> None:
     """Check what no single value shows."""
     if settings.core.tz:
+        from zoneinfo import ZoneInfo, ZoneInfoNotFoundError
+
         try:
             ZoneInfo(settings.core.tz)
         except (ZoneInfoNotFoundError, ValueError, OSError) as problem:

@@ -1,7 +1,8 @@
 """Log lines: an event name and fields, as JSON or as text, redacted and bounded before they are rendered.
 
-Import this module before any other that logs (`assembly` and `cli` do): it loads structlog without `rich` and
-`greenlet`, which cost 3 MiB in every process for a traceback style and a kind of thread that we do not use.
+Import this module before any other that logs (`assembly` and `cli` do): it loads structlog without `rich`,
+`greenlet` and `pickle`, which cost every process 3.5 MiB for a traceback style, a kind of thread and copies of loggers
+that we do not use.
 """
 
 from __future__ import annotations
@@ -15,18 +16,11 @@ from collections.abc import Mapping, MutableMapping
 from datetime import UTC, datetime
 from typing import Any, TextIO
 
-if "structlog" not in sys.modules:
-    _unwanted = [name for name in ("rich", "greenlet") if name not in sys.modules]
-    for _name in _unwanted:
-        sys.modules[_name] = None  # type: ignore[assignment]  # the documented way to make an import fail
-    try:
-        import structlog
-    finally:
-        for _name in _unwanted:
-            del sys.modules[_name]
-import structlog
-
 from secure_dagu.telemetry import lines
+from secure_dagu.telemetry.trimmed import trimmed
+
+with trimmed(missing=("rich", "greenlet"), hollow=("pickle",)):
+    import structlog
 
 MAX_TEXT = 2000
 """Characters of one field; a traceback may have ten times as many."""

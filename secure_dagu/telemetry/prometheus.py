@@ -7,33 +7,12 @@ imported, and whoever imports them afterwards gets the real ones.
 
 from __future__ import annotations
 
-import sys
-from types import ModuleType
-from typing import Any, Final
+from secure_dagu.telemetry.trimmed import trimmed
 
-_NEVER_USED: Final = (
-    "gzip", "http.server", "socketserver", "urllib.error", "urllib.request", "wsgiref.simple_server",
-)  # fmt: skip
-
-
-class _Placeholder(ModuleType):
-    """A module in which every name is a class of its own, to be inherited from and nothing else."""
-
-    def __getattr__(self, name: str) -> type[Any]:
-        if name.startswith("__"):
-            raise AttributeError(name)
-        return type(name, (), {})
-
-
-_missing = [name for name in _NEVER_USED if name not in sys.modules]
-sys.modules.update({name: _Placeholder(name) for name in _missing})
-try:
+with trimmed(hollow=("gzip", "http.server", "socketserver", "urllib.error", "urllib.request", "wsgiref.simple_server")):
     import prometheus_client  # noqa: F401 - the names below come out of it
-finally:
-    for _name in _missing:
-        del sys.modules[_name]
 
-from prometheus_client import (  # noqa: E402 - not before
+from prometheus_client import (
     CollectorRegistry,
     Counter,
     Gauge,
@@ -44,8 +23,8 @@ from prometheus_client import (  # noqa: E402 - not before
     ProcessCollector,
     disable_created_metrics,
 )
-from prometheus_client.exposition import choose_encoder  # noqa: E402
-from prometheus_client.metrics_core import (  # noqa: E402
+from prometheus_client.exposition import choose_encoder
+from prometheus_client.metrics_core import (
     CounterMetricFamily,
     GaugeMetricFamily,
     HistogramMetricFamily,

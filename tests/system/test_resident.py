@@ -21,12 +21,14 @@ sys.exit(main.main(sys.argv[1:]))
 
 NOBODY = (
     r"rich|greenlet|difflib|pydantic\w*|starlette|uvicorn|jinja2|alembic|httpx|httptools|requests|asyncssh|boto3|psycopg|redis"
+    r"|zipfile|csv|lzma|bz2|importlib\.(metadata\._\w+|resources)|google\.protobuf\.(text_format|internal\.decoder)"
     r"|http\.(client|server)|urllib\.request|socketserver|wsgiref|html|mimetypes|unittest|multiprocessing"
     r"|ruamel|secure_dagu\.dag\.(load|nodes|values)|secure_dagu\.(web|local|scheduler)|secure_dagu\.runner\.(runner|executors)"
 )
 """Servers and clients that other commands are, and what comes with the first definition."""
 WORKER = (
-    r"sqlalchemy|sqlite3|tarfile|secure_dagu\.coordinator|secure_dagu\.assembly\.coordinator|secure_dagu\.run\.machine"
+    r"pickle|zoneinfo|sqlalchemy|sqlite3|tarfile"
+    r"|secure_dagu\.coordinator|secure_dagu\.assembly\.coordinator|secure_dagu\.run\.machine"
 )
 COORDINATOR = r"secure_dagu\.worker|secure_dagu\.runner|secure_dagu\.assembly\.worker"
 
