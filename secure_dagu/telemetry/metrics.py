@@ -97,7 +97,7 @@ CLIENT_CONNECTED = Gauge(
 
 COMMON_REASONS = (
     Reason.NO_CLIENT_CERT, Reason.UNTRUSTED_CA, Reason.CERT_EXPIRED, Reason.CERT_NOT_YET_VALID, Reason.CERT_REVOKED,
-    Reason.PLAINTEXT_CLIENT, Reason.PROTOCOL_VERSION, Reason.NO_SHARED_CIPHER, Reason.OTHER,
+    Reason.PLAINTEXT_CLIENT, Reason.HTTP_CLIENT, Reason.PROTOCOL_VERSION, Reason.NO_SHARED_CIPHER, Reason.OTHER,
 )  # fmt: skip
 """Reasons that are shown from the start; the others of the closed list appear when they occur."""
 CONNECT_RESULTS = ("ok", "refused", "dns", "tls", "timeout", "other")
