@@ -17,7 +17,7 @@ SUMMARY = "Check a workflow file; nothing is executed."
 EXAMPLE = "secure-dagu validate etl.yaml"
 _PLACE = re.compile(r"(?P<file>.*?):(?P<line>\d+):(?P<column>\d+): (?P<message>.*)", re.DOTALL)
 _NEAREST = re.compile(r"did you mean \"?(?P<nearest>[^?\"]+)")
-_EXPECTED = re.compile(r"expected (?P<expected>.+?)(?:, found .*)?\Z", re.DOTALL)
+_EXPECTED = re.compile(r"expected (?P<expected>.+?)(?:, (?:found|but got) .*)?\Z", re.DOTALL)
 
 
 def add(parser: argparse.ArgumentParser) -> None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import posixpath
 
-from secure_dagu.dag import reading, schema
+from secure_dagu.dag import nodes, reading, schema
 from secure_dagu.dag.model import PathInput, Step
 from secure_dagu.dag.nodes import Mapping, Node, Sequence
 from secure_dagu.dag.reading import Report
@@ -26,11 +26,11 @@ def read_path_inputs(report: Report, node: Node, path: str) -> tuple[PathInput, 
         name = reading.text(report, entry.get("name"), f"{where}.name")
         source = reading.text(report, entry.get("path"), f"{where}.path")
         if not reading.WORD.fullmatch(name):
-            report.problem(entry, where, f'name must match {reading.WORD.pattern}: "{name[:80]}"')
+            report.problem(nodes.at(entry, "name"), where, f'name must match {reading.WORD.pattern}: "{name[:80]}"')
         elif any(known.name == name for known in found):
-            report.problem(entry, where, f'duplicate input name "{name}"')
+            report.problem(nodes.at(entry, "name"), where, f'duplicate input name "{name}"')
         if not source.strip():
-            report.problem(entry, where, "path is required")
+            report.problem(nodes.at(entry, "path"), where, "path is required")
         found.append(PathInput(name=name, path=source))
     return tuple(found)
 

@@ -141,7 +141,7 @@ def _checked_inputs(report: Report, action: CustomAction, entry: Mapping, path: 
     inputs = nodes.plain_value(given) if given is not None else {}
     _apply_defaults(action.input_schema, inputs)
     if wrong := _input_problem(action.input_schema, inputs):
-        report.problem(given or entry, f"{path}.with", f"{action.name}: {wrong}")
+        report.problem(nodes.at(given or entry, *wrong[0]), f"{path}.with", f"{action.name}: {wrong[1]}")
         return None
     return dict(inputs)
 
@@ -167,8 +167,10 @@ def _schema_problem(rule: AbstractMapping[str, Any]) -> str:
     return ""
 
 
-def _input_problem(rule: AbstractMapping[str, Any], values: AbstractMapping[str, Any]) -> str:
-    """Return what is wrong with the inputs. A text with a reference may become anything, so only a run can tell."""
+def _input_problem(
+    rule: AbstractMapping[str, Any], values: AbstractMapping[str, Any]
+) -> tuple[tuple[str | int, ...], str] | None:
+    """Return where the inputs are wrong, and how. Text with a reference may become anything: only a run can tell."""
     from jsonschema import Draft202012Validator
     from referencing import Registry
     from referencing.exceptions import Unresolvable
@@ -177,13 +179,14 @@ def _input_problem(rule: AbstractMapping[str, Any], values: AbstractMapping[str,
         for error in Draft202012Validator(rule, registry=Registry()).iter_errors(values):
             if isinstance(error.instance, str) and "${" in error.instance:
                 continue
-            where = ".".join(str(part) for part in error.absolute_path)
+            at = tuple(error.absolute_path)
+            where = ".".join(str(part) for part in at)
             if error.validator in ("required", "additionalProperties"):
-                return f"{where}: {error.message}" if where else str(error.message)
-            return f"{where} does not fit the input_schema ({error.validator})"
+                return at, f"{where}: {error.message}" if where else str(error.message)
+            return at, f"{where} does not fit the input_schema ({error.validator})"
     except (Unresolvable, RecursionError) as error:
-        return f"the input_schema cannot be followed: {type(error).__name__}"
-    return ""
+        return (), f"the input_schema cannot be followed: {type(error).__name__}"
+    return None
 
 
 # ---------------------------------------------------------------------------------------------------------- expanding

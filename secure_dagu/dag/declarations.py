@@ -301,32 +301,34 @@ def read_secrets(report: Report, node: Node | None, path: str) -> tuple[SecretDe
             options=reading.text_map(report, entry.get("options"), f"{where}.options"),
         )
         if wrong := _secret_problem(secret, {known.name for known in found}):
-            report.problem(entry, where, f"secrets: {wrong}")
+            report.problem(nodes.at(entry, wrong[0]), where, wrong[1])
         found.append(secret)
     return tuple(found)
 
 
-def _secret_problem(secret: SecretDef, names: set[str]) -> str:
+def _secret_problem(secret: SecretDef, names: set[str]) -> tuple[str, str] | None:
+    """Return the key that is wrong, and why."""
     name = secret.name
     if not reading.ENV_NAME.fullmatch(name):
-        return f'name "{name[:80]}" is not an environment name'
+        return "name", f'name "{name[:80]}" is not an environment name'
     if name.startswith("DAGU_"):
-        return f'name "{name}" must not start with DAGU_'
+        return "name", f'name "{name}" must not start with DAGU_'
     if name in MANAGED_NAMES:
-        return f'name "{name}" collides with a managed variable'
+        return "name", f'name "{name}" collides with a managed variable'
     if name in names:
-        return f'name "{name}" is declared twice'
+        return "name", f'name "{name}" is declared twice'
     if secret.ref:
         if secret.provider or secret.key or secret.options:
-            return f'"{name}": ref excludes provider, key and options'
+            return "ref", f'"{name}": ref excludes provider, key and options'
         if not _SECRET_REF.fullmatch(secret.ref):
-            return f'"{name}": ref must be lower-case words with - and /'
-        return ""
+            return "ref", f'"{name}": ref must be lower-case words with - and /'
+        return None
     if not secret.provider or not secret.key:
-        return f'"{name}" needs ref, or provider and key'
+        return "", f'"{name}" needs ref, or provider and key'
     if secret.provider not in ("env", "file"):
-        return f'"{name}": provider "{secret.provider[:40]}" is not supported by this version, use env, file or ref'
-    return ""
+        why = "is not supported by this version, use env, file or ref"
+        return "provider", f'"{name}": provider "{secret.provider[:40]}" {why}'
+    return None
 
 
 # ----------------------------------------------------------------------------------------------------------- labels

@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-from secure_dagu.dag import nodes, reading
+from secure_dagu.dag import nodes, reading, schema
 from secure_dagu.dag.nodes import Mapping, Node, Scalar
 from secure_dagu.dag.reading import Report
 
 SOURCES = ("stdout", "stderr", "file")
 DECODERS = ("text", "json", "yaml")
-_KEYS = frozenset({"from", "path", "decode", "select"})
 
 
 def check_entries(report: Report, node: Mapping, path: str) -> None:
@@ -27,8 +26,7 @@ def _is_picked(entry: Mapping) -> bool:
 
 
 def _check(report: Report, entry: Mapping, path: str) -> None:
-    for key in entry.entries.keys() - _KEYS:
-        report.problem(entry.keys[key], path, f'invalid keys: "{key[:80]}"')
+    reading.table(report, entry, path, schema.ENTRY)
     source = _word(entry.get("from")) or "stdout"
     if source == "file" and not _word(entry.get("path")).strip():
         report.problem(entry, path, "from: file needs path")

@@ -76,7 +76,7 @@ def load_definition(
         if not dag.name:
             report.problem(document, f"document {index}", "a local DAG must have a name")
         elif dag.name in local or dag.name == main.name:
-            report.problem(document, f"document {index}", f'the name "{dag.name}" must be unique')
+            report.problem(nodes.at(document, "name"), f"document {index}", f'the name "{dag.name}" must be unique')
         local[dag.name] = dag
     report.close()
     assert main is not None
@@ -103,7 +103,8 @@ def _documents(report: Report, stream: list[Node], *, strict: bool) -> list[tupl
         else:
             report.problem(node, f"document {index}", f"expected a map, found {reading.kind_of(node)}")
     if not found:
-        report.problem(Scalar(report.file, 1, 1, "", is_plain=True), "", "the file is empty: it has no workflow")
+        if all(isinstance(node, Scalar) and node.is_null for node in stream):
+            report.problem(Scalar(report.file, 1, 1, "", is_plain=True), "", "the file is empty: it has no workflow")
         report.close()
     if strict:
         _check_strictly(report, found)

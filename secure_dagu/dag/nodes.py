@@ -113,6 +113,18 @@ class Mapping(Node):
         return None if node is None or (isinstance(node, Scalar) and node.is_null) else node
 
 
+def at(node: Node, *steps: str | int) -> Node:
+    """Return what lies below `node` by keys and indexes, as far as it was written: where a mistake is shown."""
+    for step in steps:
+        if isinstance(node, Mapping) and step in node.entries:
+            node = node.entries[str(step)]
+        elif isinstance(node, Sequence) and isinstance(step, int) and step < len(node.items):
+            node = node.items[step]
+        else:
+            break
+    return node
+
+
 # ------------------------------------------------------------------------------------------------------ scalar rules
 
 _NULLS = frozenset({"", "~", "null", "Null", "NULL"})

@@ -243,7 +243,7 @@ def stream(report: Report, node: Node | None, path: str, *, publishes: bool) -> 
         report.problem(entry, path, "exactly one of artifact and outputs is needed")
     artifact = reading.text(report, entry.get("artifact"), f"{path}.artifact")
     if artifact.startswith(("/", "\\")) or re.match(r"[A-Za-z]:", artifact) or ".." in re.split(r"[/\\]", artifact):
-        report.problem(entry, f"{path}.artifact", "must be a relative path without `..`")
+        report.problem(nodes.at(entry, "artifact"), f"{path}.artifact", "must be a relative path without `..`")
     outputs = entry.get("outputs")
     if outputs is not None and not publishes:
         report.problem(outputs, f"{path}.outputs", "only stdout publishes outputs")
@@ -300,7 +300,9 @@ def file_dependencies(report: Report, node: Node | None, path: str) -> tuple[str
     for name in names:
         assert node is not None
         if "$" in name or "`" in name:
-            report.problem(node, path, "dependencies must be literal paths or globs, without references")
+            report.item_problem(node, name, path, "dependencies must be literal paths or globs, without references")
         elif not name.strip() or name.startswith(("/", "~", "\\")) or ".." in name.split("/"):
-            report.problem(node, path, "dependencies must be relative paths below the workflow file's folder")
+            report.item_problem(
+                node, name, path, "dependencies must be relative paths below the workflow file's folder"
+            )
     return names

@@ -48,6 +48,12 @@ class Report:
         else:
             self._uncounted += 1
 
+    def item_problem(self, node: Node, item: str, path: str, text: str) -> None:
+        """Note that something is wrong with the item of a list that is the text `item`; lone text is its own item."""
+        listed = node.items if isinstance(node, Sequence) and not self.is_full else ()
+        said = (one for one in listed if isinstance(one, Scalar) and nodes.scalar_text(one) == item)
+        self.problem(next(said, node), path, text)
+
     def warn(self, node: Node, path: str, text: str) -> None:
         """Note something that the author should know; each sentence once, at most `MAX_WARNINGS` of them."""
         if len(self.warnings) < MAX_WARNINGS:

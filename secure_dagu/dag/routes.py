@@ -10,9 +10,8 @@ from typing import TYPE_CHECKING
 
 from msgspec.structs import replace
 
-from secure_dagu.dag import formats, schema
+from secure_dagu.dag import formats, nodes, schema
 from secure_dagu.dag.model import Routed, Step
-from secure_dagu.dag.nodes import Node
 from secure_dagu.dag.reading import Report
 
 if TYPE_CHECKING:
@@ -37,7 +36,7 @@ def linked_routes(
         if step.kind != ROUTER:
             continue
         routes = step.inputs.get("routes")
-        at: Node = read.entry.entries.get("with") or read.entry
+        written = nodes.at(read.entry, "with", "routes")
         for pattern, named in routes.items() if isinstance(routes, dict) else ():
             targets = named if isinstance(named, list) else [named]
             for target in dict.fromkeys(formats.as_text(item) for item in targets):
@@ -46,9 +45,16 @@ def linked_routes(
                 if name is None:
                     near = "" if report.is_full else schema.nearest(target, runtime)
                     hint = f' (did you mean "{near}"?)' if near else ""
-                    report.problem(at, where, f'routes to non-existent step "{target[:80]}"{hint}')
+                    report.item_problem(
+                        nodes.at(written, pattern), target, where, f'routes to non-existent step "{target[:80]}"{hint}'
+                    )
                 elif name in routed:
-                    report.problem(at, where, f'the step "{target[:80]}" is the target of two routes, only one may be')
+                    report.item_problem(
+                        nodes.at(written, pattern),
+                        target,
+                        where,
+                        f'the step "{target[:80]}" is the target of two routes, only one may be',
+                    )
                 else:
                     routed[name] = Routed(router=step.name, patterns=(pattern,))
     if not routed:
@@ -77,7 +83,7 @@ def rewinds(report: Report, steps: list[Step], flat: list[Read]) -> list[Step]:
         target = runtime.get(wanted, wanted) or wanted
         if target != step.name and target not in _upstream(step, by_name):
             why = "must be the step itself or one that it waits for" if target in by_name else "there is no such step"
-            at = read.entry.entries["approval"]
+            at = nodes.at(read.entry, "approval", "rewind_to")
             report.problem(at, f"{read.path}.approval.rewind_to", f'"{wanted[:80]}": {why}')
         result.append(replace(step, approval=replace(step.approval, rewind_to=target)))
     return result

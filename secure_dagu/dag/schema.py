@@ -80,6 +80,7 @@ PATH_INPUT: Table = _keys("name=text path=text")
 DECLARED_OUTPUT: Table = _keys("name=text type=text path=text")
 STREAM: Table = _keys("artifact=text outputs=text|map")
 STREAM_OUTPUTS: Table = _keys("field=text decode=text select=text fields=map")
+ENTRY: Table = _keys("from=text path=text decode=text select=text")
 PARAM: Table = _keys("""
         name=text type=text default=any eval=text description=text required=bool enum=list
         minimum=number maximum=number min_length=int max_length=int pattern=text

@@ -263,18 +263,18 @@ def _declared_outputs(report: Report, node: Node, path: str) -> tuple[DeclaredOu
         kind = reading.text(report, item.get("type"), f"{where}.type", "string")
         target = reading.text(report, item.get("path"), f"{where}.path")
         if not name:
-            report.problem(item, where, "name is required")
+            report.problem(nodes.at(item, "name"), where, "name is required")
         elif not reading.WORD.fullmatch(name):
-            report.problem(item, where, f'name must match {reading.WORD.pattern}: "{name[:80]}"')
+            report.problem(nodes.at(item, "name"), where, f'name must match {reading.WORD.pattern}: "{name[:80]}"')
         elif any(known.name == name for known in found):
-            report.problem(item, where, f'duplicate output name "{name}"')
+            report.problem(nodes.at(item, "name"), where, f'duplicate output name "{name}"')
         if kind not in ("string", "json"):
-            report.problem(item, where, "type must be string or json")
+            report.problem(nodes.at(item, "type"), where, "type must be string or json")
         if "path" in item.entries:
             if not target.strip():
-                report.problem(item, f"{where}.path", "must name a file")
+                report.problem(nodes.at(item, "path"), f"{where}.path", "must name a file")
             if "type" in item.entries:
-                report.problem(item, where, "path and type exclude each other")
+                report.problem(item.keys["type"], where, "path and type exclude each other")
         found.append(DeclaredOutput(name=name, type=kind, path=target))
     return tuple(found)
 

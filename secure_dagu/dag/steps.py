@@ -64,25 +64,28 @@ def _with_names(report: Report, flat: list[Read]) -> list[Step]:
     names: dict[str, int] = {}
     ids: dict[str, int] = {}
     for at, read in enumerate(flat):
-        step, node, path = read.step, read.entry, read.path
+        step, path = read.step, read.path
+        is_again = bool(step.id) and step.id in ids
         if step.id:
-            _check_id(report, step.id, node, path)
-            if step.id in ids:
-                report.problem(node, path, f'duplicate step ID "{step.id}": ids must be unique')
+            _check_id(report, step.id, read)
+            if is_again:
+                report.problem(nodes.at(read.entry, "id"), path, f'duplicate step ID "{step.id}": ids must be unique')
             ids.setdefault(step.id, at)
         name = step.name or step.id
         if len(name.encode("utf-8", "replace")) > MAX_NAME_BYTES:
-            report.problem(node, path, f"step name must be at most {MAX_NAME_BYTES} bytes")
+            report.problem(nodes.at(read.entry, "name"), path, f"step name must be at most {MAX_NAME_BYTES} bytes")
         if name and names.setdefault(name, at) != at:
-            if bool(step.name) is bool(flat[names[name]].step.name):
+            node = nodes.at(read.entry, "name" if step.name else "id")
+            if is_again and not step.name:
+                pass  # said already: it is called by its id
+            elif bool(step.name) is bool(flat[names[name]].step.name):
                 report.problem(node, path, f'step name "{name[:80]}" must be unique')
             else:  # one of them is named by its id alone
                 report.problem(node, path, f'step name "{name[:80]}" conflicts with the ID of another step')
     for step_id, at in ids.items():
         if names.get(step_id, at) != at:
-            report.problem(
-                flat[at].entry, flat[at].path, f'step ID "{step_id}" conflicts with the name of another step'
-            )
+            node = nodes.at(flat[at].entry, "id")
+            report.problem(node, flat[at].path, f'step ID "{step_id}" conflicts with the name of another step')
     taken = names.keys() | ids.keys()
     steps: list[Step] = []
     free: dict[str, int] = {}
@@ -101,7 +104,8 @@ def _with_names(report: Report, flat: list[Read]) -> list[Step]:
     return steps
 
 
-def _check_id(report: Report, step_id: str, node: Node, path: str) -> None:
+def _check_id(report: Report, step_id: str, read: Read) -> None:
+    node, path = nodes.at(read.entry, "id"), read.path
     if len(step_id.encode("utf-8", "replace")) > MAX_ID_BYTES:
         report.problem(node, path, f"step ID must be at most {MAX_ID_BYTES} bytes")
     elif not reading.WORD.fullmatch(step_id):
@@ -128,8 +132,8 @@ def _with_dependencies(report: Report, flat: list[Read], steps: list[Step]) -> l
                 continue
             near = "" if report.is_full else schema.nearest(name, runtime)
             hint = f' (did you mean "{near}"?)' if near else ""
-            at = read.entry.entries["depends"]
-            report.problem(at, f"{read.path}.depends", f'depends on non-existent step "{name[:80]}"{hint}')
+            text = f'depends on non-existent step "{name[:80]}"{hint}'
+            report.item_problem(read.entry.entries["depends"], name, f"{read.path}.depends", text)
         depends = tuple(found)
         linked.append(step if depends == step.depends else replace(step, depends=depends))
     return rewinds(report, linked_routes(report, linked, flat, runtime), flat)
@@ -218,8 +222,8 @@ def _collect(report: Report, node: Node | None, path: str) -> dict[str, str]:
     collect = reading.text_map(report, node, path)
     for name in collect:
         if not reading.WORD.fullmatch(name):
-            assert node is not None
-            report.problem(node, path, f'"{name[:80]}" is not a name: a letter, then letters, digits, _')
+            assert isinstance(node, Mapping)
+            report.problem(node.keys[name], path, f'"{name[:80]}" is not a name: a letter, then letters, digits, _')
     return collect
 
 

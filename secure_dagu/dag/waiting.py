@@ -27,10 +27,11 @@ def read_approval(report: Report, node: Node | None, path: str) -> Approval | No
     for key, listed in (("input", names), ("required", required)):
         for name in listed:
             if not reading.ENV_NAME.fullmatch(name):
-                report.problem(entry.entries[key], f"{path}.{key}", f'"{name[:80]}" is not a variable name')
+                report.item_problem(entry.entries[key], name, f"{path}.{key}", f'"{name[:80]}" is not a variable name')
     for name in required:
         if name not in names:
-            report.problem(entry.entries["required"], f"{path}.required", f'"{name[:80]}" is not among input')
+            text = f'"{name[:80]}" is not among input'
+            report.item_problem(entry.entries["required"], name, f"{path}.required", text)
     return Approval(
         prompt=reading.text(report, entry.get("prompt"), f"{path}.prompt"),
         input=names,
@@ -70,7 +71,8 @@ def _check_form(report: Report, node: Node, path: str) -> None:
             report.problem(rule, where, f"a form is flat: type is one of {', '.join(_SCALARS)}")
     for name in reading.texts(report, form.get("required"), f"{path}.required", "a list"):
         if name not in known:
-            report.problem(form.entries["required"], f"{path}.required", f'"{name[:80]}" is not a property')
+            text = f'"{name[:80]}" is not a property'
+            report.item_problem(form.entries["required"], name, f"{path}.required", text)
 
 
 def _is_scalar(rule: Mapping) -> bool:

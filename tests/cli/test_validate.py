@@ -114,6 +114,8 @@ def test_json_is_one_document_with_places(capsys: Capture) -> None:
     assert (found["file"], found["valid"], found["warnings"], found["notices"]) == ("flow.yaml", False, [], [])
     wrong = next(item for item in found["errors"] if "rum" in item["message"])
     assert (Path(wrong["file"]).name, wrong["line"], wrong["column"], wrong["nearest"]) == ("flow.yaml", 3, 5, "run")
+    out, _ = validate(capsys, "steps: [a\n", "--json", code=1)
+    assert json.loads(out)["errors"][0]["expected"] == "',' or ']'"
     out, _ = validate(capsys, "steps:\n  - id: a\n    run: ${steps.z.outputs.q}\n", "--json", code=0)
     assert json.loads(out)["notices"][0]["reason"] == "unknown_step_id"
 

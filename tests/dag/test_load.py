@@ -360,6 +360,43 @@ def test_every_problem_of_a_file_is_listed_with_its_place() -> None:
     assert [line.split(": ")[0] for line in why] == ["a.yaml:5:1", "a.yaml:3:18", "a.yaml:4:5", "a.yaml:4:5"]
 
 
+@pytest.mark.parametrize(
+    ("text", "place", "said"),
+    [
+        ("steps:\n- {id: a, run: x}\n- {run: y, depends: [a, c]}\n", "3:25", "non-existent"),
+        ("steps:\n- {id: a, run: x}\n- run: y\n  depends: c\n", "4:12", "non-existent"),
+        ("steps:\n- {id: a, run: x}\n- {run: y, id: a}\n", "3:16", "duplicate step ID"),
+        ("steps:\n- {name: a, run: x}\n- {run: y, name: a}\n", "3:18", "must be unique"),
+        ("steps:\n- {name: a, run: x}\n- {run: y, name: b, id: a}\n", "3:25", "conflicts"),
+        ("steps:\n- {run: x, id: a-b}\n", "2:16", "invalid step ID format"),
+        ("steps:\n- {id: a, run: x, outputs: [{name: b}, {name: b}]}\n", "2:47", "duplicate output name"),
+        ("steps:\n- {id: a, run: x, outputs: [{name: b, type: c}]}\n", "2:45", "type must be"),
+        ("steps:\n- {run: x, stdout: {artifact: ../y}}\n", "2:31", "relative path"),
+        ("steps:\n- {id: a, run: x, output: {b: {from: stdout, decde: json}}}\n", "2:46", 'did you mean "decode"?'),
+        ("steps:\n- {run: x, dependencies: [a, /b]}\n", "2:30", "relative paths"),
+        ("steps:\n- {run: x, approval: {input: [A], required: [A, B]}}\n", "2:49", "not among input"),
+        ("steps:\n- {run: x, approval: {prompt: p, rewind_to: b}}\n", "2:45", "no such step"),
+        (
+            "steps:\n- {id: r, action: router.route, with: {value: 1, routes: {x: [b, c]}}}\n- {id: b, run: x}\n",
+            *("2:66", "non-existent"),
+        ),
+        ("secrets:\n- {key: x, name: DAG_NAME, provider: env}\n" + S, "2:18", "collides"),
+        ("secrets:\n- {key: x, name: A, provider: fil}\n" + S, "2:31", "not supported"),
+        (
+            "actions: {my: {input_schema: {type: object, properties: {n: {type: integer}}}, template: {run: x}}}\n"
+            "steps:\n- action: my\n  with: {m: 1, n: x}\n",
+            *("4:19", "n does not fit"),
+        ),
+        (S + "---\nname: s\n" + S + "---\nname: s\n" + S, "6:7", "unique"),
+        ("- a\n", "1:1", "expected a map"),
+    ],
+)
+def test_a_mistake_is_shown_once_and_where_it_was_made(text: str, place: str, said: str) -> None:
+    (line,) = problems(text).splitlines()
+    assert line.startswith(f"a.yaml:{place}: ")
+    assert said in line
+
+
 def test_problems_beyond_the_limit_are_counted() -> None:
     why = problems("steps:\n" + "  - {runn: x}\n" * 100).splitlines()
     assert len(why) == 51
