@@ -32,6 +32,7 @@ def places_of(loaded: Loaded) -> Places:
         dag_runs_dir=paths.dag_runs_dir,
         queues=paths.queue_dir,
         suspend_dir=paths.suspend_flags_dir,
+        state_dir=paths.dag_state_dir,
         base_config=base_config_of(loaded),
         host_env={**host_environment(loaded), **_named_config(loaded)},
         default_shell=loaded.settings.core.default_shell,

@@ -155,6 +155,10 @@ class Paths:
     queue_dir: Folder = setting(
         Path(), "Queues, one file an item.", env=("DAGU_QUEUE_DIR",), default_text="{data_dir}/queue"
     )
+    dag_state_dir: Folder = setting(
+        Path(), "Values that runs of this host keep (`state.*`); a coordinator keeps those of dispatched runs.",
+        env=("DAGU_DAG_STATE_DIR",), default_text="{data_dir}/dag-state",
+    )  # fmt: skip
     service_registry_dir: Folder = setting(
         Path(), "Where coordinators and schedulers that share a folder find each other.",
         env=("DAGU_SERVICE_REGISTRY_DIR",), default_text="{data_dir}/service-registry",

@@ -37,7 +37,7 @@ class LocalChildren:
         self._start = start
         self._root = root
         self._task = task
-        self._state = StateFolder(runs.places.state)
+        self._state = StateFolder(runs.places.state_dir)
 
     async def run(self, request: ChildRequest) -> ChildResult:
         """Run a child to its end, or take over what an earlier attempt of its parent left.

@@ -48,7 +48,9 @@ MAX_CHILDREN = 2000
 RUNS_A_CHILD = 100
 """After so many runs a child ends: what little it may have lost of its memory goes with it."""
 IDLE_S = 1.0
-FOLDERS = ("dags_dir", "data_dir", "log_dir", "artifact_dir", "work_dir", "dag_runs_dir", "queues", "suspend_dir")
+FOLDERS = (
+    "dags_dir", "data_dir", "log_dir", "artifact_dir", "work_dir", "dag_runs_dir", "queues", "suspend_dir", "state_dir",
+)  # fmt: skip
 WARM_RUNS = 10
 _WARM = "steps: [{id: a, run: 'true'}]"
 

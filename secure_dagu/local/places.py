@@ -29,6 +29,8 @@ class Places(Struct, frozen=True, kw_only=True):
     queues: Path
     """The folder of queues."""
     suspend_dir: Path
+    state_dir: Path
+    """Values that runs keep."""
     base_config: str = ""
     """The text of `base.yaml`; empty when there is none."""
     host_env: Mapping[str, str] = field(default_factory=dict)
@@ -42,11 +44,6 @@ class Places(Struct, frozen=True, kw_only=True):
     def records(self) -> Records:
         """Return the records of runs."""
         return Records(self.dag_runs_dir)
-
-    @property
-    def state(self) -> Path:
-        """Return the folder of shared state."""
-        return self.data_dir / "dag-state"
 
     @property
     def running(self) -> RunningRuns:

@@ -1,4 +1,4 @@
-"""Shared state of runs on this host (workflow language, section 3.26): one file a value below `<data>/dag-state`."""
+"""Shared state of runs on this host (workflow language, section 3.26): one file a value below paths.dag_state_dir."""
 
 from __future__ import annotations
 
@@ -148,7 +148,8 @@ def _write(path: Path, entry: StateEntry) -> None:
         "updatedBy": {"dag_name": by.dag_name, "run_id": by.run_id, "attempt_id": by.attempt_id, "step": by.step},
     }
     beside = path.with_name(f".{path.name}.new")
-    with beside.open("w") as file:
+    fd = os.open(beside, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_NOFOLLOW | os.O_CLOEXEC, 0o600)
+    with os.fdopen(fd, "w") as file:
         json.dump(document, file, ensure_ascii=False)
         file.flush()
         os.fsync(file.fileno())

@@ -29,7 +29,7 @@ ui:
   dags: {sort_field: name, sort_order: desc}
 monitoring: {interval: 1s, retention: 4s}
 event_store: {enabled: true, retention_days: 3}
-paths: {event_store_dir: EVENTS}
+paths: {event_store_dir: ELSEWHERE/events, dag_state_dir: ELSEWHERE/state}
 sse: {max_topics_per_connection: 2, max_clients: 1, heartbeat_interval: 100ms}
 queues: {config: [{name: wide, max_concurrency: 1, max_active_runs: 3}]}
 """
@@ -37,6 +37,7 @@ UMLAUT = r"printf 'gr\374n\n'"
 DAGS = {
     "apple.yaml": f"steps:\n  - id: a\n    run: {UMLAUT}\n",
     "pear.yaml": f"worker_selector: {{gpu: 'true'}}\nsteps:\n  - id: a\n    run: {UMLAUT}\n",
+    "keep.yaml": "steps:\n  - {id: a, action: state.set, with: {key: seen, value: 17}}\n",
     "below/plum.yaml": "steps:\n  - {id: a, run: 'true'}\n",
 }
 
@@ -51,19 +52,19 @@ def until(what: Callable[[], Any], wanted: Callable[[Any], bool]) -> Any:
 
 
 @pytest.fixture(scope="module")
-def events(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return tmp_path_factory.mktemp("elsewhere") / "events"
+def elsewhere(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tmp_path_factory.mktemp("elsewhere")
 
 
 @pytest.fixture(scope="module")
-def client(tmp_path_factory: pytest.TempPathFactory, events: Path) -> Iterator[httpx.Client]:
+def client(tmp_path_factory: pytest.TempPathFactory, elsewhere: Path) -> Iterator[httpx.Client]:
     """Serve once with all of these settings and a worker; yield an admin."""
     cluster, web = Cluster(tmp_path_factory.mktemp("settings")), free_port()
     home = cluster.host.home
     for name, text in DAGS.items():
         (home / "dags" / name).parent.mkdir(parents=True, exist_ok=True)
         (home / "dags" / name).write_text(text)
-    (home / "config.yaml").write_text(CONFIG.replace("EVENTS", str(events)))
+    (home / "config.yaml").write_text(CONFIG.replace("ELSEWHERE", str(elsewhere)))
     words = [f"--port={web}", "--scheduler.port=0", f"--coordinator.port={cluster.port}"]
     words += ["--coordinator.advertise=localhost", f"--coordinator.health-port={cluster.health_port}"]
     with cluster.host.service("start-all", *words) as service:
@@ -134,12 +135,20 @@ def test_monitoring_samples_each_second_and_forgets(client: httpx.Client) -> Non
     until(lambda: api(client, path)["cpu"][0]["timestamp"], lambda first: first > cpu[0]["timestamp"])
 
 
-def test_the_event_store_is_where_it_was_put(client: httpx.Client, events: Path) -> None:
+def test_the_event_store_is_where_it_was_put(client: httpx.Client, elsewhere: Path) -> None:
     finished(client, "apple", "noted")
     path = "/event-logs?dagRunId=noted&type=dag.run.succeeded"
     [event] = until(lambda: api(client, path)["entries"], lambda found: len(found) == 1)
-    lines = [json.loads(line) for file in events.glob("*.jsonl") for line in file.read_text().splitlines()]
+    lines = [
+        json.loads(line) for file in (elsewhere / "events").glob("*.jsonl") for line in file.read_text().splitlines()
+    ]
     assert event in lines
+
+
+def test_values_that_runs_keep_are_where_they_were_put(client: httpx.Client, elsewhere: Path) -> None:
+    finished(client, "keep", "kept")
+    [kept] = [path for path in (elsewhere / "state").rglob("*") if path.is_file() and "17" in path.read_text()]
+    assert kept.stat().st_mode & 0o077 == 0
 
 
 def test_streams_are_limited_in_number_and_topics_and_say_that_they_live(client: httpx.Client) -> None:
