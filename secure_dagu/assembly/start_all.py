@@ -76,6 +76,11 @@ async def _serve(
     loaded: Loaded, stop: asyncio.Event, at_once: asyncio.Event, coordinated: _Coordinated, *, has_scheduler: bool
 ) -> None:
     paths = loaded.settings.paths
+    if has_scheduler and loaded.settings.scheduler.port and loaded.sources["scheduler.port"] != "default":
+        log.warning(
+            "setting.unused", setting="scheduler.port", source=loaded.sources["scheduler.port"],
+            why="in start-all the web server answers for the scheduler", instead="/api/v1/health, /ready and /metrics",
+        )  # fmt: skip
     if not loaded.settings.core.skip_examples:
         for made in first_start.prepare(paths.dags_dir, paths.suspend_flags_dir, paths.base_config):
             log.info("first_start.wrote", what=made)

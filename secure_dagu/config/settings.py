@@ -428,8 +428,14 @@ class DagDiscovery:
 class Scheduler:
     """The scheduler."""
 
-    host: Host = setting("127.0.0.1", "Address of its /health, /ready and /metrics.", flag="--scheduler.host")
-    port: Port = setting(8090, "Port of /health, /ready and /metrics; 0 turns them off.", flag="--scheduler.port")
+    host: Host = setting(
+        "127.0.0.1", "Address of its /health, /ready and /metrics; not of `start-all`, see scheduler.port.",
+        flag="--scheduler.host",
+    )  # fmt: skip
+    port: Port = setting(
+        8090, "Port of /health, /ready and /metrics of `scheduler`; 0 turns them off. `start-all` has no such port: "
+        "there the web server answers for the scheduler, below /api/v1.", flag="--scheduler.port",
+    )  # fmt: skip
     metrics_access: MetricsAccess = setting(
         "private", "Who may read /metrics, as coordinator.metrics_access.", flag="--scheduler.metrics-access"
     )

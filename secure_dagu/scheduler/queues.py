@@ -147,7 +147,8 @@ class QueueProcessor:
             return
         pause = min(before.pause_s * 2, AGAIN_AFTER_S[1]) if before else AGAIN_AFTER_S[0]
         self._held[item.key] = _Held(reason, failures, pause, time.monotonic() + pause)
-        log.info("queue.waits", run=str(item.run), queue=item.queue, reason=str(reason))
+        if before is None or before.reason is not reason:
+            log.info("queue.waits", run=str(item.run), queue=item.queue, reason=str(reason))
 
     async def _tell(self, waits: Mapping[QueuedRun, Waiting], now: float) -> None:
         """Note what has changed since it was noted, at once; and the rest once a minute."""

@@ -212,6 +212,17 @@ def test_the_web_server_stops_when_its_exception_ends(exposed: Host, text: str, 
         assert service.stop() == 0
 
 
+@pytest.mark.parametrize(("words", "is_told"), [(("--scheduler.port=18090",), True), (("--scheduler.port=0",), False)])
+def test_start_all_says_that_its_scheduler_has_no_port(host: Host, words: tuple[str, ...], is_told: bool) -> None:
+    port = free_port()
+    with host.service("start-all", f"--port={port}", *words) as service:
+        service.wait_for(r"msg=ready\s")
+        assert ("setting.unused" in service.text) == is_told
+        answer = httpx.get(f"http://127.0.0.1:{port}/api/v1/health", timeout=20)
+        assert answer.status_code == 200
+        assert service.stop() == 0
+
+
 def test_start_all_runs_dispatched_runs_on_workers(cluster: Cluster) -> None:
     web = free_port()
     dags = cluster.host.home / "dags"
