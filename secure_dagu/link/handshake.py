@@ -371,7 +371,12 @@ class Handshake(asyncio.BufferedProtocol):
             self._own,
             other_domain=self._identity.trust_domain if self._identity else "",
             dialled=dialled.decode("ascii", "replace") if dialled else "",
+            reached=self._reached() if self._side is Side.SERVER else "",
         )
+
+    def _reached(self) -> str:
+        name = self._transport.get_extra_info("sockname") if self._transport is not None else None
+        return str(name[0]) if isinstance(name, tuple) and name else ""
 
     def _verdict(self, reason: Reason, detail: str = "") -> Verdict:
         return Verdict(
@@ -404,7 +409,7 @@ def _fingerprint(certificate: crypto.X509) -> str:
     return certificate.to_cryptography().fingerprint(hashes.SHA256()).hex()
 
 
-def own_of(facts: material.CertificateFacts, *, other_domain: str = "", dialled: str = "") -> Own:
+def own_of(facts: material.CertificateFacts, *, other_domain: str = "", dialled: str = "", reached: str = "") -> Own:
     """Return what a refused end knows of its own certificate (`tls_signs.from_alert`)."""
     return Own(
         not_before=facts.not_before,
@@ -414,6 +419,7 @@ def own_of(facts: material.CertificateFacts, *, other_domain: str = "", dialled:
         other_domain=other_domain,
         dialled=dialled,
         covers_dialled=facts.names.cover(dialled) if dialled else None,
+        reached=reached,
     )
 
 

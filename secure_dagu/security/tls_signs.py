@@ -99,6 +99,8 @@ class Own(Struct, frozen=True, kw_only=True):
     """The trust domain that the other end proved; empty when it proved none."""
     dialled: str = ""
     """The server name that the client asked for, where we are the server; empty for an address."""
+    reached: str = ""
+    """Our own address at which the connection came in, where we are the server; not the dialled one behind NAT."""
     covers_dialled: bool | None = None
     """Whether our certificate has that name; None when it is not known."""
 
@@ -143,6 +145,8 @@ def alert_words(side: Side, alert: str, own: Own | None) -> str:
         return f"{said}; ours begins on {own.not_before:%Y-%m-%d %H:%M}Z"
     if alert == "internal error" and side is Side.SERVER and own.dialled:
         return f"{said}; the client dialled {own.dialled[:253]}"
+    if alert == "internal error" and side is Side.SERVER and own.reached:
+        return f"{said}; the client dialled an address, and the connection came to {own.reached}"
     return said
 
 

@@ -631,6 +631,7 @@ async def test_a_wrong_address_is_named_too(our_ca: Ca, good_client: ClientPolic
         event = await edge.until("refused")
         assert event.verdict is not None
         assert event.verdict.reason is Reason.NAME_MISMATCH
+        assert "the client dialled an address, and the connection came to 127.0.0.1" in event.verdict.why
 
 
 async def test_nothing_but_a_client_hello_reaches_a_plaintext_server(good_client: ClientPolicy, folder: Path) -> None:

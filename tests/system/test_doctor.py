@@ -217,7 +217,7 @@ def test_interception_prints_the_issuer_that_it_saw(stage: Stage, tmp_path: Path
 def test_a_name_that_the_certificate_does_not_have(stage: Stage) -> None:
     found = stage.doctor(f"--worker.coordinators=127.0.0.2:{stage.cluster.port}")
     found.names("tls", "name_mismatch", 4, "dialled 127.0.0.2", "localhost", "127.0.0.1")
-    stage.coordinator.wait_for("link.refused.*name_mismatch")
+    stage.coordinator.wait_for("link.refused.*name_mismatch.*the connection came to 127.0.0.2")
 
 
 # ── our own files ────────────────────────────────────────────────────────────────────────────────────────────────────
