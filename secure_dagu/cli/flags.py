@@ -9,8 +9,11 @@ from secure_dagu.config.settings import all_settings
 from secure_dagu.config.values import boolean
 
 
-def add_common_flags(parser: argparse.ArgumentParser) -> None:
-    """Add the flags that every command takes; none of them sets a default, so they work before and after its name."""
+def add_common_flags(parser: argparse.ArgumentParser, *, with_context: bool = False) -> None:
+    """Add the flags that every command takes; none of them sets a default, so they work before and after its name.
+
+    `with_context`: whether the command can go to another server. The others take `--context local` all the same.
+    """
     parser.add_argument(
         "--dagu-home", metavar="DIR", default=argparse.SUPPRESS, help="home directory (variable DAGU_HOME)"
     )
@@ -24,8 +27,10 @@ def add_common_flags(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "-q", "--quiet", action="store_true", default=argparse.SUPPRESS, help="no summary and no log lines, only errors"
     )
-    # One server is known here; scripts that name it go on working.
-    parser.add_argument("--context", default=argparse.SUPPRESS, help=argparse.SUPPRESS)
+    context = "at which server: one of `context list`, or local for this host (default: what `context use` chose)"
+    parser.add_argument(
+        "--context", metavar="NAME", default=argparse.SUPPRESS, help=context if with_context else argparse.SUPPRESS
+    )
     # Dagu's profiler for its own authors: scripts may say it, and it means nothing here.
     parser.add_argument("--cpu-profile", action="store_true", default=argparse.SUPPRESS, help=argparse.SUPPRESS)
 

@@ -13,6 +13,7 @@ from secure_dagu.cli import output
 from secure_dagu.errors import InvalidRequest
 
 if TYPE_CHECKING:
+    from secure_dagu.local.history import Query
     from secure_dagu.run.model import RunStatus
 
 SUMMARY = "List the runs of this host, newest first."
@@ -52,25 +53,36 @@ def add(parser: argparse.ArgumentParser) -> None:
 
 async def run(args: argparse.Namespace) -> int:
     """Print them."""
-    if args.format not in FORMATS:
-        raise InvalidRequest(f"invalid format '{args.format}'. Valid values: {', '.join(FORMATS)}")
-    since, until = _range(args, now=datetime.now(UTC))
-    statuses, limit = _statuses(args.status), _limit(args.limit)
+    wanted = query_of(args)
+    from msgspec.structs import replace
+
     from secure_dagu.cli import workflow
     from secure_dagu.local import history
 
     places = workflow.places_of(workflow.settings_of(args))
     name = workflow.dag_name(args.dag, places) if args.dag else ""
-    query = history.Query(
-        name=name,
-        since=since,
-        until=until,
-        statuses=statuses,
-        labels=tuple(label for label in args.labels.split(",") if label.strip()),
-        run_id=args.run_id,
-        limit=limit,
-    )
-    found = list(history.find(places.records, query))
+    show(args, list(history.find(places.records, replace(wanted, name=name))))
+    return 0
+
+
+def query_of(args: argparse.Namespace) -> Query:
+    """Return what the flags ask for, of any DAG.
+
+    Raises:
+        InvalidRequest: a flag has another value than it may.
+    """
+    if args.format not in FORMATS:
+        raise InvalidRequest(f"invalid format '{args.format}'. Valid values: {', '.join(FORMATS)}")
+    since, until = _range(args, now=datetime.now(UTC))
+    statuses, limit = _statuses(args.status), _limit(args.limit)
+    from secure_dagu.local.history import Query
+
+    labels = tuple(label for label in args.labels.split(",") if label.strip())
+    return Query(since=since, until=until, statuses=statuses, labels=labels, run_id=args.run_id, limit=limit)
+
+
+def show(args: argparse.Namespace, found: Sequence[Mapping[str, Any]]) -> None:
+    """Print status documents as the flags ask for it."""
     if not found:
         output.say("No DAG runs found matching the specified filters.")
     if args.format == "json":
@@ -81,7 +93,6 @@ async def run(args: argparse.Namespace) -> int:
         from secure_dagu.cli.text import safe, table
 
         print("\n".join(table([HEADER, *([safe(cell) for cell in row(document)] for document in found)])))
-    return 0
 
 
 def _range(args: argparse.Namespace, *, now: datetime) -> tuple[datetime | None, datetime | None]:

@@ -13,6 +13,7 @@ import secrets
 import sys
 from collections.abc import Callable, Coroutine, Sequence
 from dataclasses import dataclass
+from enum import Enum
 from functools import partial
 from importlib import import_module
 from importlib.util import find_spec
@@ -20,7 +21,7 @@ from typing import Any, NoReturn, Protocol, cast
 
 from secure_dagu import __version__
 from secure_dagu.cli import flags, output
-from secure_dagu.errors import InvalidRequest, SecureDaguError, Unavailable
+from secure_dagu.errors import SecureDaguError, Unavailable
 
 _INVALID_CHOICE = re.compile(r"argument (?P<what>\w+): invalid choice: '(?P<word>.*)' \(choose from (?P<choices>.*)\)")
 _WORD = re.compile(r"[\w-]+")
@@ -35,9 +36,17 @@ EXIT_CODES = """exit codes:
   4 not proven or not allowed   5 cannot be reached now   6 data is not what was promised   70 a bug   130 stopped"""
 
 
+class Reach(Enum):
+    """What a command makes of the context that `context use` chose. None overlooks one that --context names."""
+
+    CONTEXT = "goes to its server"
+    HERE = "is about runs of this host and refuses, lest somebody takes them for the server's"
+    NONE = "has nothing to do with it"
+
+
 @dataclass(frozen=True, slots=True)
 class Command:
-    """Where a command lives, whether it moves many bytes and so runs on uvloop, and how it fails.
+    """Where a command lives, whether it moves many bytes and so runs on uvloop, how it fails, and where it acts.
 
     Workflow commands fail as scripts expect of them (command line reference, section 1): exit code 1 for everything,
     `Error: …` on standard error.
@@ -46,28 +55,30 @@ class Command:
     module: str
     uses_network: bool = False
     is_workflow: bool = False
+    reach: Reach = Reach.NONE
 
 
 COMMANDS = {
-    "start": Command("secure_dagu.cli.start", is_workflow=True),
+    "start": Command("secure_dagu.cli.start", is_workflow=True, reach=Reach.CONTEXT),
     "dry": Command("secure_dagu.cli.dry", is_workflow=True),
     "validate": Command("secure_dagu.cli.validate", is_workflow=True),
-    "enqueue": Command("secure_dagu.cli.enqueue", is_workflow=True),
-    "dequeue": Command("secure_dagu.cli.dequeue", is_workflow=True),
-    "exec": Command("secure_dagu.cli.exec", is_workflow=True),
-    "retry": Command("secure_dagu.cli.retry", is_workflow=True),
-    "restart": Command("secure_dagu.cli.restart", is_workflow=True),
-    "stop": Command("secure_dagu.cli.stop", is_workflow=True),
-    "human-task": Command("secure_dagu.cli.human_task", is_workflow=True),
-    "status": Command("secure_dagu.cli.status", is_workflow=True),
-    "history": Command("secure_dagu.cli.history", is_workflow=True),
-    "ls": Command("secure_dagu.cli.ls", is_workflow=True),
-    "ps": Command("secure_dagu.cli.ps", is_workflow=True),
-    "rm": Command("secure_dagu.cli.rm", is_workflow=True),
-    "cleanup": Command("secure_dagu.cli.cleanup", is_workflow=True),
+    "enqueue": Command("secure_dagu.cli.enqueue", is_workflow=True, reach=Reach.CONTEXT),
+    "dequeue": Command("secure_dagu.cli.dequeue", is_workflow=True, reach=Reach.CONTEXT),
+    "exec": Command("secure_dagu.cli.exec", is_workflow=True, reach=Reach.HERE),
+    "retry": Command("secure_dagu.cli.retry", is_workflow=True, reach=Reach.CONTEXT),
+    "restart": Command("secure_dagu.cli.restart", is_workflow=True, reach=Reach.CONTEXT),
+    "stop": Command("secure_dagu.cli.stop", is_workflow=True, reach=Reach.CONTEXT),
+    "human-task": Command("secure_dagu.cli.human_task", is_workflow=True, reach=Reach.HERE),
+    "status": Command("secure_dagu.cli.status", is_workflow=True, reach=Reach.CONTEXT),
+    "history": Command("secure_dagu.cli.history", is_workflow=True, reach=Reach.CONTEXT),
+    "ls": Command("secure_dagu.cli.ls", is_workflow=True, reach=Reach.HERE),
+    "ps": Command("secure_dagu.cli.ps", is_workflow=True, reach=Reach.HERE),
+    "rm": Command("secure_dagu.cli.rm", is_workflow=True, reach=Reach.HERE),
+    "cleanup": Command("secure_dagu.cli.cleanup", is_workflow=True, reach=Reach.HERE),
     "schema": Command("secure_dagu.cli.schema", is_workflow=True),
     "example": Command("secure_dagu.cli.example", is_workflow=True),
     "profile": Command("secure_dagu.cli.profile", is_workflow=True),
+    "context": Command("secure_dagu.cli.context", is_workflow=True),
     "start-all": Command("secure_dagu.cli.start_all", uses_network=True),
     "server": Command("secure_dagu.cli.server", uses_network=True),
     "scheduler": Command("secure_dagu.cli.scheduler", uses_network=True),
@@ -199,7 +210,7 @@ def build_parser(only: str = "") -> Parser:
         epilog=f"example:  secure-dagu pki init --advertise ci.example.com\n\n{EXIT_CODES}",
     )
     parser.add_argument("--version", action="version", version=f"secure-dagu {__version__}")
-    flags.add_common_flags(parser)
+    flags.add_common_flags(parser, with_context=True)
     listed = parser.add_subparsers(dest="command", metavar="COMMAND", title="commands")
     for name, command in COMMANDS.items():
         if (only and name != only) or find_spec(command.module) is None:
@@ -212,21 +223,16 @@ def build_parser(only: str = "") -> Parser:
             epilog=f"example:  {module.EXAMPLE}\n\n{EXIT_CODES}",
         )
         module.add(one)
-        flags.add_common_flags(one)
+        flags.add_common_flags(one, with_context=command.reach is Reach.CONTEXT)
         one.set_defaults(module=module)
     return parser
 
 
 def _run(args: argparse.Namespace) -> int:
     args.quiet = getattr(args, "quiet", False)
-    if (context := getattr(args, "context", "local")) != "local":
-        raise InvalidRequest(
-            f'context "{context}" not found', why="there is only the local context yet",
-            fix="run the command on that host, or call its REST API",
-        )  # fmt: skip
     if getattr(args, "cpu_profile", False):
         output.say("warning: --cpu-profile means nothing here")
-    running = cast(CommandModule, args.module).run(args)
+    running = _coroutine(args)
     if COMMANDS[args.command].uses_network:
         import uvloop  # pays off only where many bytes move
 
@@ -234,6 +240,19 @@ def _run(args: argparse.Namespace) -> int:
     import asyncio  # a third of the time that --help would take
 
     return asyncio.run(running)
+
+
+def _coroutine(args: argparse.Namespace) -> Coroutine[Any, Any, int]:
+    """Return what runs the command: on this host, unless it goes to the server of a context."""
+    reach, said = COMMANDS[args.command].reach, getattr(args, "context", "")
+    if said != "local" and (said or reach is not Reach.NONE):
+        from secure_dagu.cli import elsewhere
+
+        if there := elsewhere.chosen(args, said):
+            if reach is not Reach.CONTEXT:
+                raise elsewhere.only_here(args, there, is_named=bool(said))
+            return elsewhere.run(args, there)
+    return cast(CommandModule, args.module).run(args)
 
 
 def _command_of(words: Sequence[str]) -> str:

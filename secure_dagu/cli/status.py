@@ -10,6 +10,7 @@ from secure_dagu.cli import remote
 from secure_dagu.errors import ConfigError, InvalidRequest, NotFound
 
 if TYPE_CHECKING:
+    from secure_dagu.cli.tree import Reader
     from secure_dagu.config.load import Loaded
     from secure_dagu.local.places import Places
 
@@ -35,21 +36,21 @@ async def run(args: argparse.Namespace) -> int:
     if args.sub_run_id and not args.run_id:
         raise InvalidRequest("--sub-run-id requires --run-id")
     loaded = workflow.settings_of(args)
-    if args.dag and not _names_coordinator(args):
+    if args.dag and not names_coordinator(args):
         try:
             document = _local(args, workflow.places_of(loaded))
         except NotFound:
             if args.sub_run_id or not _has_certificates(loaded):
                 raise
         else:
-            _show(args, document)
+            show(args, document)
             return 0
-    elif not args.dag and not _names_coordinator(args) and not _has_certificates(loaded):
+    elif not args.dag and not names_coordinator(args) and not _has_certificates(loaded):
         raise InvalidRequest("accepts 1 arg(s), received 0", fix="name a DAG; `secure-dagu history` lists all runs")
     return await _remote(args)
 
 
-def _names_coordinator(args: argparse.Namespace) -> bool:
+def names_coordinator(args: argparse.Namespace) -> bool:
     """Tell whether a flag says that a coordinator is meant."""
     return any(value is not None for key, value in vars(args).items() if key.startswith(("client.", "peer.")))
 
@@ -103,7 +104,8 @@ def _unknown(run_id: str) -> NotFound:
     return NotFound(f"{what}: dag-run ID not found: {run_id}")
 
 
-def _show(args: argparse.Namespace, document: dict[str, Any]) -> None:
+def show(args: argparse.Namespace, document: dict[str, Any], *, read: Reader | None = None) -> None:
+    """Print a run; `read` as in `workflow.show_end`."""
     if args.json:
         from secure_dagu.cli import render
 
@@ -111,7 +113,7 @@ def _show(args: argparse.Namespace, document: dict[str, Any]) -> None:
     elif not args.quiet:
         from secure_dagu.cli import tree
 
-        print("\n".join(tree.tree(document)))
+        print("\n".join(tree.tree(document, read=read or tree.read_tail)))
 
 
 async def _remote(args: argparse.Namespace) -> int:

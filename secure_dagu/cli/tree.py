@@ -29,6 +29,10 @@ class Tail(Struct, frozen=True):
     hidden: int = 0
 
 
+Reader = Callable[[str], Tail | None]
+"""Gives the end of a stream by the path in its node; None when it is empty or not there."""
+
+
 def read_tail(path: str) -> Tail | None:
     """Return the end of a file, read in pieces of a fixed size; None when it is empty or not there."""
     try:
@@ -50,9 +54,7 @@ def read_tail(path: str) -> Tail | None:
     return Tail(tuple(line.removesuffix("\r") for line in lines), total - len(lines))
 
 
-def tree(
-    document: Mapping[str, Any], *, read: Callable[[str], Tail | None] = read_tail, now: datetime | None = None
-) -> list[str]:
+def tree(document: Mapping[str, Any], *, read: Reader = read_tail, now: datetime | None = None) -> list[str]:
     """Return the summary of a run.
 
     Args:
@@ -111,7 +113,7 @@ def _title(node: Mapping[str, Any], now: datetime) -> str:
     return f"{name}{_in_brackets(took)} [{status.word}]"
 
 
-def _details(node: Mapping[str, Any], read: Callable[[str], Tail | None]) -> Iterator[str]:
+def _details(node: Mapping[str, Any], read: Reader) -> Iterator[str]:
     """Yield the lines below a step: groups with an empty line between them; the last entry ends the branch."""
     groups = [group for group in (_commands(node), *_streams(node, read), _rest(node)) if group]
     for index, group in enumerate(groups):
@@ -131,7 +133,7 @@ def _commands(node: Mapping[str, Any]) -> list[list[str]]:
     return [[safe(line)] for line in lines if isinstance(line, str) and line]
 
 
-def _streams(node: Mapping[str, Any], read: Callable[[str], Tail | None]) -> Iterator[list[list[str]]]:
+def _streams(node: Mapping[str, Any], read: Reader) -> Iterator[list[list[str]]]:
     paths = {word: node.get(word) for word in ("stdout", "stderr")}
     if paths["stdout"] == paths["stderr"]:  # one log for both
         paths.pop("stderr")

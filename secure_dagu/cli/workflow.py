@@ -18,6 +18,7 @@ from secure_dagu.errors import DefinitionError, InvalidRequest
 if TYPE_CHECKING:
     import asyncio
 
+    from secure_dagu.cli.tree import Reader
     from secure_dagu.config.load import Loaded
     from secure_dagu.dag.model import Definition
     from secure_dagu.local.places import Places
@@ -292,13 +293,16 @@ async def run_to_end(args: argparse.Namespace, runs: LocalRuns, start: Start, *,
     return show_end(args, final)
 
 
-def show_end(args: argparse.Namespace, final: dict[str, Any]) -> int:
-    """Print the summary of a run that has ended; return the exit code (workflow language, section 5.3)."""
+def show_end(args: argparse.Namespace, final: dict[str, Any], *, read: Reader | None = None) -> int:
+    """Print the summary of a run that has ended; return the exit code (workflow language, section 5.3).
+
+    `read`: gives the end of a stream by the path in its node; None reads files of this host.
+    """
     code, error = outcome_of(final)
     if not args.quiet:
         from secure_dagu.cli import tree
 
-        print("\n".join(tree.tree(final)), flush=True)
+        print("\n".join(tree.tree(final, read=read or tree.read_tail)), flush=True)
         if code:
             what = f"failed to execute the dag-run {final['name']} (dag-run ID: {final['dagRunId']})"
             print(f"Error: {what}: {error}", file=sys.stderr)

@@ -177,6 +177,10 @@ class Paths:
     api_keys_dir: Folder = setting(
         Path(), "API keys, as hashes.", env=("DAGU_API_KEYS_DIR",), default_text="{data_dir}/apikeys"
     )
+    contexts_dir: Folder = setting(
+        Path(), "Other servers by name, each with its API key, one private file for each.", env=("DAGU_CONTEXTS_DIR",),
+        default_text="{data_dir}/contexts",
+    )  # fmt: skip
     base_config: File = setting(
         Path(), "Defaults for all DAG definitions.", env=("DAGU_BASE_CONFIG",), default_text="<home>/base.yaml"
     )

@@ -41,6 +41,8 @@ class Name(StrEnum):
     ADMISSION = "admission"
     ADVERTISED = "advertised"
     IDLE = "idle"
+    API = "api"
+    LOGIN = "login"
 
 
 class Check(Struct, frozen=True, kw_only=True):

@@ -73,9 +73,9 @@ WEAKNESSES: Mapping[Kind, Weakness] = MappingProxyType(
             ends="/metrics answers 403",
         ),
         Kind.HTTP_PLAINTEXT: Weakness(
-            setting="tls.insecure=true",
-            means="Web UI and REST API are served without TLS beyond this host: passwords can be read on the way",
-            ends="the web server stops",
+            setting="tls.insecure=true or --insecure-http of a context",
+            means="Web UI and REST API are spoken without TLS beyond this host: passwords can be read on the way",
+            ends="the web server stops; commands in such a context are refused",
         ),
         Kind.NO_LOGIN: Weakness(
             setting="auth.mode=none",

@@ -50,8 +50,10 @@ def test_parsing_imports_nothing_heavy() -> None:
 import sys
 from secure_dagu.cli import main
 main.parse(["worker", "--worker.id=w"]); main.parse(["dispatch", "x.yaml", "--", "a=b"]); main.parse(["pki", "list"])
-heavy = {"grpc", "OpenSSL", "ssl", "cryptography", "sqlalchemy", "sqlite3", "pydantic", "ruamel", "uvloop", "asyncio",
-         "starlette", "rich", "structlog", "prometheus_client", "google", "alembic", "argcomplete", "difflib"}
+main.parse(["context", "list"]); main.parse(["--context", "prod", "start", "x"])
+heavy = {"httpx", "grpc", "OpenSSL", "ssl", "cryptography", "sqlalchemy", "sqlite3", "pydantic", "ruamel", "uvloop",
+         "asyncio", "starlette", "rich", "structlog", "prometheus_client", "google", "alembic", "argcomplete",
+         "difflib"}
 print(sorted(heavy & {name.partition(".")[0] for name in sys.modules}))
 """
     done = subprocess.run([sys.executable, "-c", check], capture_output=True, text=True, timeout=60, check=True)
@@ -181,11 +183,21 @@ def test_a_profile_of_the_processor_means_nothing_and_is_accepted(capsys: pytest
     assert "--cpu-profile means nothing" in capsys.readouterr().err
 
 
-def test_there_is_one_context(capsys: pytest.CaptureFixture[str]) -> None:
+def test_local_is_a_context_of_every_command_and_others_must_be_known(
+    capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
     assert cli.main(["--context", "local", "version"]) == cli.main(["version", "--context=local"]) == 0
     capsys.readouterr()
-    assert cli.main(["help", "--context", "prod"]) == 1
-    assert capsys.readouterr().err.startswith('Error: context "prod" not found: ')
+    for command in ("help", "start", "ls"):
+        assert cli.main([command, "--context", "prod", "--dagu-home", str(tmp_path)]) == 1
+        assert capsys.readouterr().err.startswith('Error: context "prod" not found\n')
+
+
+def test_every_command_about_runs_says_where_it_acts() -> None:
+    there = {name for name, command in cli.COMMANDS.items() if command.reach is cli.Reach.CONTEXT}
+    here = {name for name, command in cli.COMMANDS.items() if command.reach is cli.Reach.HERE}
+    assert there == {"start", "enqueue", "status", "history", "stop", "retry", "restart", "dequeue"}
+    assert here == {"exec", "human-task", "ls", "ps", "rm", "cleanup"}
 
 
 @pytest.mark.parametrize("words", [["start"], ["pki", "issue"], []])
