@@ -39,6 +39,7 @@ from secure_dagu.run.model import RunStatus
 from secure_dagu.security.exceptions import Kind
 from secure_dagu.security.peer import Peer
 from secure_dagu.store.accounts import AccountFolder
+from secure_dagu.store.secret_files import SecretFiles
 from secure_dagu.telemetry import metrics, web_series
 from secure_dagu.web import app as web_app
 from secure_dagu.web.accounts import Accounts
@@ -499,6 +500,7 @@ def _parts(
         if events.enabled
         else None,
         audit_folders=recording.folders(loaded),
+        secrets=SecretFiles(settings.paths.secrets_dir),
         compliance=evidence,
         base_config=base,
         write_base_config=write_base_config,

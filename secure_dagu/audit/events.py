@@ -87,6 +87,9 @@ class Action(StrEnum):
     ARTIFACT_WRITTEN = "run.artifact_written"
 
     SECRET_READ = "secret.read"  # noqa: S105 - as above
+    SECRET_CREATED = "secret.created"  # noqa: S105 - as above
+    SECRET_UPDATED = "secret.updated"  # noqa: S105 - as above
+    SECRET_DELETED = "secret.deleted"  # noqa: S105 - as above
     STATE_READ = "state.read"
     STATE_WRITTEN = "state.written"
     STATE_DELETED = "state.deleted"
@@ -220,6 +223,9 @@ MEANINGS: Mapping[Action, Meaning] = MappingProxyType(
         Action.LOG_WRITTEN: _often("A worker uploaded logs of a run."),
         Action.ARTIFACT_WRITTEN: _often("A worker uploaded artifacts of a run."),
         Action.SECRET_READ: _now("A managed secret was asked for; the outcome says whether it was given."),
+        Action.SECRET_CREATED: _now("A managed secret was made."),
+        Action.SECRET_UPDATED: _now("A managed secret got another value."),
+        Action.SECRET_DELETED: _now("A managed secret was removed."),
         Action.STATE_READ: _often("A shared value was read, or values were listed."),
         Action.STATE_WRITTEN: _now("A shared value was written."),
         Action.STATE_DELETED: _now("A shared value was deleted."),

@@ -23,7 +23,6 @@ from secure_dagu.coordinator.ledger import Ledger
 from secure_dagu.coordinator.machines import Machines
 from secure_dagu.coordinator.releasing import Releasing
 from secure_dagu.coordinator.reports import Reports
-from secure_dagu.coordinator.secret_files import SecretFiles
 from secure_dagu.coordinator.state import State
 from secure_dagu.coordinator.sweeper import Sweeper
 from secure_dagu.coordinator.tasks import Desk
@@ -37,6 +36,7 @@ from secure_dagu.security.policy import STRICT, Policy
 from secure_dagu.store.api import Store
 from secure_dagu.store.blobs import Blobs
 from secure_dagu.store.definitions import DefinitionFolder
+from secure_dagu.store.secret_files import SecretFiles
 from secure_dagu.telemetry import metrics
 
 

@@ -17,13 +17,13 @@ from msgspec.structs import replace
 from secure_dagu.audit.events import Action, Detail, Event, Outcome, Trail, by, recorded
 from secure_dagu.coordinator import bodies, intake
 from secure_dagu.coordinator.ledger import Entry, Ledger, is_limited
-from secure_dagu.coordinator.secret_files import SecretFiles
 from secure_dagu.dispatch.api import Clock
 from secure_dagu.dispatch.model import Caller, Role, SecretRequest, StateEntry, StateRef, StateSource
 from secure_dagu.errors import Conflict, InvalidRequest, NotFound, PreconditionFailed, Refused, SecureDaguError
 from secure_dagu.run.model import DagRunRef
 from secure_dagu.store.api import Store
 from secure_dagu.store.definitions import DefinitionFolder
+from secure_dagu.store.secret_files import GLOBAL, REFERENCE, SecretFiles
 from secure_dagu.telemetry import metrics
 
 log = structlog.get_logger()
@@ -32,9 +32,7 @@ MAX_VALUE = 1_048_576
 MAX_NAMESPACE = 255
 MAX_KEY = 512
 _SCOPES = ("dag", "root_dag", "global", "custom")
-_SLUG = re.compile(r"[a-z0-9][a-z0-9-]*(/[a-z0-9][a-z0-9-]*)*")
 _WORKSPACE = re.compile(r"[A-Za-z0-9][A-Za-z0-9_-]*")
-GLOBAL = ".global"
 
 
 class State:
@@ -245,7 +243,7 @@ def _check_secret_request(caller: Caller, request: SecretRequest) -> None:
             raise InvalidRequest(f"{name} is required")
     if not caller.worker:
         raise InvalidRequest("worker_id is required")
-    if len(request.name) > intake.MAX_ID or len(request.ref) > intake.MAX_ID or not _SLUG.fullmatch(request.ref):
+    if len(request.name) > intake.MAX_ID or len(request.ref) > intake.MAX_ID or not REFERENCE.fullmatch(request.ref):
         raise InvalidRequest("ref is malformed", fix="lower-case letters, digits and dashes, separated by slashes")
     if request.workspace not in ("", GLOBAL) and not (
         len(request.workspace) <= intake.MAX_ID and _WORKSPACE.fullmatch(request.workspace)

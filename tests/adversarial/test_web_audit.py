@@ -36,6 +36,8 @@ BODIES: dict[str, Any] = {
     "/dag-runs/enqueue": {"spec": SPEC, "name": "x"},
     "/dag-runs/{name}/{dagRunId}/retry": {"dagRunId": "x"},
     "/settings/base-config": {"spec": ""},
+    "/secrets": {"ref": "prod/new", "value": SECRET},
+    "/secrets/{ref}": {"value": SECRET},
 }
 PATHS = {
     "name": "x",
@@ -44,6 +46,7 @@ PATHS = {
     "subDAGRunId": "x",
     "stepName": "x",
     "queueName": "x",
+    "ref": "x",
     "workerId": "x",
 }
 

@@ -23,7 +23,7 @@ LEAST = {
     "start, enqueue, stop, retry, reschedule, dequeue, suspend, approve, set step status": "operator",
     "create, edit, rename, delete DAG; delete run; run from inline spec": "developer",
     "scheduler and coordinator status, resource history, base config": "developer",
-    "audit log, event log": "manager",
+    "audit log, event log, secrets": "manager",
     "users, API keys, drain and revoke": "admin",
 }
 """Capability → the least role that has it (REST reference, section 2). Each role has what those before it have."""
@@ -38,7 +38,7 @@ TABLE = (
     (WRITE, r"POST /dags|DELETE /dags/{fileName}|PUT /dags/{fileName}/spec|POST /dags/{fileName}/rename"),
     (WRITE, r"POST /dag-runs(/enqueue)?|DELETE /dag-runs/{name}/{dagRunId}"),
     (MACHINES, r"GET /services/.+|(GET|PUT) /settings/base-config|GET /security/(summary|certificates|connections)"),
-    (AUDIT, r"GET /audit(/export|/verify)?|GET /(event-logs|compliance/report|security/events)"),
+    (AUDIT, r"[A-Z]+ /secrets(/.+)?|GET /audit(/export|/verify)?|GET /(event-logs|compliance/report|security/events)"),
     (ADMIN, r"[A-Z]+ /(users|api-keys)(/.+)?|POST /workers/{workerId}/(drain|revoke)"),
     (READ, r"GET /(openapi.json|metrics|auth/me|workers|events/stream)|GET /(dags|dag-runs|queues|search)(/.+)?"),
     (READ, r"POST /(auth/change-password|dags/validate|events/ticket|events/stream/topics)"),

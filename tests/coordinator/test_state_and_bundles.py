@@ -286,7 +286,7 @@ async def test_a_worker_sees_only_bundles_of_its_tasks(place: Place) -> None:
 
 
 def test_secrets_are_looked_for_below_the_directory_only(tmp_path: Path) -> None:
-    from secure_dagu.coordinator.secret_files import SecretFiles
+    from secure_dagu.store.secret_files import SecretFiles
 
     (tmp_path / "outside").write_text(CANARY)
     (tmp_path / "outside").chmod(0o600)

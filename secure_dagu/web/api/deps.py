@@ -14,6 +14,7 @@ from starlette.responses import Response
 from typing_extensions import TypedDict
 
 from secure_dagu.dispatch.operating import Fleet, Launching, QueueBook, Runs, Workflows
+from secure_dagu.store.secret_files import SecretFiles
 from secure_dagu.web.api.host import HostLoad
 from secure_dagu.web.api.live import Hub
 from secure_dagu.web.api.run_events import EventLog
@@ -82,6 +83,9 @@ class Change(StrEnum):
     WORKER_DRAIN = "worker_drain"
     WORKER_REVOKE = "worker_revoke"
     BASE_CONFIG = "base_config_update"
+    SECRET_CREATE = "secret_create"  # noqa: S105 - words, no passwords
+    SECRET_UPDATE = "secret_update"  # noqa: S105
+    SECRET_DELETE = "secret_delete"  # noqa: S105
     AUDIT_READ = "audit_read"
     AUDIT_EXPORT = "audit_export"
     AUDIT_VERIFY = "audit_verify"
@@ -143,6 +147,8 @@ class Parts(Struct, frozen=True, kw_only=True):
     host: HostLoad
     events: EventLog | None
     audit_folders: Mapping[str, Path]
+    secrets: SecretFiles
+    """Managed secrets, as the coordinator of this host serves them."""
     compliance: Callable[[], Evidence]
     """Blocks."""
     base_config: Path

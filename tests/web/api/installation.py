@@ -51,6 +51,7 @@ from secure_dagu.run.model import DagRunRef, RunStatus, StepStatus
 from secure_dagu.run.outputs import outputs_document
 from secure_dagu.store.accounts import AccountFolder
 from secure_dagu.store.records import Attempt, Record, Records
+from secure_dagu.store.secret_files import SecretFiles
 from secure_dagu.telemetry import metrics, web_series
 from secure_dagu.web.accounts import Accounts
 from secure_dagu.web.api import problems
@@ -541,6 +542,7 @@ class Installation:
         return Parts(
             runs=self.runs, launching=self.launching, queues=self.queues, workflows=self.workflows, fleet=self.fleet,
             gate=self.gate, hub=self.hub, tickets=Tickets(), host=host, events=events,
+            secrets=SecretFiles(self.home / "data" / "secrets"),
             audit_folders={"server": self.home / "data" / "audit-server"}, base_config=self.home / "base.yaml",
             write_base_config=write_base_config, api_path="/api/v1",
             checks=lambda: {"store": look}, exposition=exposition, compliance=lambda: self.evidence,
