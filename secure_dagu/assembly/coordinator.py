@@ -12,7 +12,18 @@ import structlog
 from msgspec import Struct
 
 from secure_dagu import __version__
-from secure_dagu.assembly import audit, compliance, discovering, enrolment, exceptions, ledgered, reload, renewal, trust
+from secure_dagu.assembly import (
+    audit,
+    compliance,
+    discovering,
+    enrolment,
+    exceptions,
+    ledgered,
+    own_renewal,
+    reload,
+    renewal,
+    trust,
+)
 from secure_dagu.assembly.disk import Disk
 from secure_dagu.assembly.edge import denied, describe, mode_of, server_events, would_deny
 from secure_dagu.assembly.health import serve_health
@@ -81,7 +92,7 @@ async def serving(loaded: Loaded, stop: asyncio.Event) -> AsyncIterator[Serving]
     desk = enrolment.open_desk(loaded)
     for stem in ("coordinator", "operator"):
         renewal.finish_interrupted(loaded, stem)
-    renewal.renew_ended(loaded, desk)
+    own_renewal.renew_ended(loaded, desk)
     watched = reload.coordinator_files(loaded, held)
     current = trust.Current(watched.policy if watched is not None else UnsafePlaintext())
     policy = current.policy
@@ -163,7 +174,7 @@ async def serving(loaded: Loaded, stop: asyncio.Event) -> AsyncIterator[Serving]
             )
         )
         edge.answer = enrolment.Answering(desk, trail) if desk is not None else None
-        await stack.enter_async_context(renewal.own_kept_renewed(loaded, desk, trail))
+        await stack.enter_async_context(own_renewal.kept_renewed(loaded, desk, trail))
         weakenings = Weakenings(held, watched, current, edge=edge, gate=gate, wire=wire)
         await stack.enter_async_context(exceptions.watching(held, weakenings.take_back, trail))
         await stack.enter_async_context(

@@ -28,7 +28,7 @@ from secure_dagu.link import context, crl
 from secure_dagu.link.context import ClientPolicy, ServerPolicy
 from secure_dagu.link.crl import Lists
 from secure_dagu.link.material import Material
-from secure_dagu.pki import directory, files
+from secure_dagu.pki import files
 from secure_dagu.pki.files import Pem
 from secure_dagu.security.revocation import Revocation
 from secure_dagu.telemetry import metrics
@@ -314,6 +314,8 @@ def _crl_file(loaded: Loaded, *, kept: str, standard: bool) -> CrlFile | None:
     said = loaded.settings.peer.crl_file
     if said is None and not standard:
         return None
+    from secure_dagu.pki import directory  # a worker without lists has no part in the CA's files
+
     return CrlFile(
         file=said or loaded.home.pki_dir / "ca.crl",
         kept=loaded.settings.paths.data_dir / kept,
@@ -324,6 +326,11 @@ def _crl_file(loaded: Loaded, *, kept: str, standard: bool) -> CrlFile | None:
 
 def _safe(worker_id: str) -> str:
     return "".join(char if char.isalnum() or char in "-_" else "_" for char in worker_id.partition("@")[0])[:64]
+
+
+def look_every(loaded: Loaded) -> timedelta:
+    """Return how often the files are looked at."""
+    return max(loaded.settings.peer.reload_interval, timedelta(milliseconds=100))
 
 
 async def watch(

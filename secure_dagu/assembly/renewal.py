@@ -1,9 +1,10 @@
-"""Certificates renew themselves: a worker's over the network, on the CA's own host those that lie there.
+"""Certificates renew themselves: a worker's and an operator's over the network.
 
 A certificate is renewed at a point between a half and two thirds of its lifetime that comes from itself
 (`pki.term`), so machines that started together do not ask together. Time is the wall clock, looked at every minute,
 because a machine that slept has a monotonic clock that slept too. The new pair is written, and whoever watches the
-files takes it into use (`assembly.reload`).
+files takes it into use (`assembly.reload`). What lies on the CA's own host is renewed by `assembly.own_renewal`: a
+process that cannot sign holds nothing that could.
 """
 
 from __future__ import annotations
@@ -11,7 +12,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import random
-from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Final
@@ -21,9 +22,7 @@ from cryptography import x509
 from cryptography.exceptions import InvalidSignature
 from cryptography.hazmat.primitives import hashes
 
-from secure_dagu.assembly import enrolment, recording
 from secure_dagu.assembly.edge import proxy_of
-from secure_dagu.audit.events import Trail
 from secure_dagu.config.load import Loaded, peer_files
 from secure_dagu.config.peers import STANDARD, Insecure, Purpose
 from secure_dagu.config.values import Address
@@ -31,9 +30,7 @@ from secure_dagu.errors import SecureDaguError
 from secure_dagu.link import context, enrol
 from secure_dagu.link.context import ClientPolicy, UnsafePlaintext
 from secure_dagu.link.proxying import Proxy
-from secure_dagu.pki import directory, holder, ledger, pair
-from secure_dagu.pki.authority import utc_now
-from secure_dagu.pki.enrolment import Desk
+from secure_dagu.pki import holder, pair
 from secure_dagu.pki.holder import Granted, Wish
 from secure_dagu.pki.term import Term, read_term
 from secure_dagu.security.identity import NAME
@@ -209,36 +206,20 @@ async def worker_kept_renewed(
         rejoin=rejoin_words(loaded.settings.worker.id.partition("@")[0]),
         ca=files.ca,
     )
-    async with _until_left(_keep(renewal, lambda: ask_trust(current(), coordinators, files.ca, proxy))):
-        yield
-
-
-@contextlib.asynccontextmanager
-async def own_kept_renewed(loaded: Loaded, desk: Desk | None, trail: Trail) -> AsyncIterator[None]:
-    """Renew what lies on the CA's own host, the coordinator's certificate and the operator's, for the time of the
-    context."""
-    if desk is None:
-        yield
-        return
-    async with contextlib.AsyncExitStack() as stack:
-        for path in _own(loaded):
-            renewal = Renewal(
-                path,
-                lambda path=path: _sign_here(desk, path, trail),  # type: ignore[misc]
-                rejoin=f"restart the coordinator, or `secure-dagu pki renew {path.stem}`",
-            )
-            await stack.enter_async_context(_until_left(_keep(renewal, None)))
+    async with kept(renewal, lambda: ask_trust(current(), coordinators, files.ca, proxy)):
         yield
 
 
 async def operator_renewed(loaded: Loaded) -> None:
     """Renew an operator's certificate before a command if it is due; a command does not fail for want of it."""
+    from secure_dagu.pki import directory  # a worker has no part in it
+
     files = peer_files(loaded, Purpose.OPERATOR)
     if isinstance(files, Insecure) or files.source != STANDARD or directory.ca_key_file(loaded.home.pki_dir).exists():
         return  # where the CA is, the coordinator renews it
     try:
         term = read_term(files.cert)
-        if not term.due_at <= utc_now() < term.not_after:
+        if not term.due_at <= _utc() < term.not_after:
             return
         policy = context.client_policy(cert=files.cert, key=files.key, ca=files.ca)
         granted = await ask(policy, loaded.settings.client.coordinators[:1], proxy_of(loaded))
@@ -253,43 +234,15 @@ def finish_interrupted(loaded: Loaded, stem: str) -> None:
         pair.finish(loaded.home.pki_dir, stem)
 
 
-def renew_ended(loaded: Loaded, desk: Desk | None) -> None:
-    """Renew, before it is loaded, what lies on the CA's own host and has ended: a machine that slept needs no help.
-
-    Raises:
-        SecureDaguError: it cannot be renewed.
-    """
-    for path in _own(loaded) if desk is not None else ():
-        term = read_term(path)
-        if utc_now() < term.not_after or desk is None:
-            continue
-        wish = Wish()
-        with recording.commands_trail(loaded.home) as record, ledger.watched(lambda e: record(recording.of_ledger(e))):
-            granted = wish.granted(desk.renew_here(term, wish.to_renew(), now=utc_now()).document)
-        holder.keep(path.parent, granted, stem=path.stem)
-        log.warning("renewal.done_late", identity=granted.identity.uri, ended=f"{term.not_after:%Y-%m-%d %H:%M}Z")
-
-
-def _own(loaded: Loaded) -> tuple[Path, ...]:
-    files = peer_files(loaded, Purpose.COORDINATOR)
-    if isinstance(files, Insecure) or files.source != STANDARD:
-        return ()
-    return tuple(
-        path
-        for stem in (directory.COORDINATOR, directory.OPERATOR)
-        if (path := loaded.home.pki_dir / f"{stem}.crt").exists()
-    )
-
-
-async def _sign_here(desk: Desk, path: Path, trail: Trail) -> Granted:
-    wish = Wish()
-    record = enrolment.from_thread(trail, asyncio.get_running_loop(), recording.of_ledger)
-
-    def sign() -> bytes:
-        with ledger.watched(record):
-            return desk.renew_here(read_term(path), wish.to_renew(), now=utc_now()).document
-
-    return wish.granted(await asyncio.to_thread(sign))
+@contextlib.asynccontextmanager
+async def kept(renewal: Renewal, ask_trust_too: Callable[[], Awaitable[None]] | None) -> AsyncIterator[None]:
+    """Look again and again for the time of the context; `ask_trust_too`: done every `TRUST_EVERY`."""
+    async with asyncio.TaskGroup() as group:
+        task = group.create_task(_keep(renewal, ask_trust_too), name="renew certificates")
+        try:
+            yield
+        finally:
+            task.cancel()
 
 
 async def _keep(renewal: Renewal, ask_trust_too: Callable[[], Awaitable[None]] | None) -> None:
@@ -300,13 +253,3 @@ async def _keep(renewal: Renewal, ask_trust_too: Callable[[], Awaitable[None]] |
             asked_at = _utc()
             await ask_trust_too()
         await asyncio.sleep(renewal.pause * random.uniform(0.8, 1.0))  # noqa: S311 - as above
-
-
-@contextlib.asynccontextmanager
-async def _until_left(work: Coroutine[None, None, None]) -> AsyncIterator[None]:
-    async with asyncio.TaskGroup() as group:
-        task = group.create_task(work, name="renew certificates")
-        try:
-            yield
-        finally:
-            task.cancel()

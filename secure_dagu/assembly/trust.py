@@ -1,7 +1,7 @@
-"""What follows when certificates, CAs or revocation lists of a running process change.
+"""What follows when certificates, CAs or revocation lists of a running coordinator change.
 
-The coordinator uses the new policy for new connections, cuts the links of those who no longer stand, and hands on what
-revoked workers held. A worker connects anew before it lets the old connection go.
+It uses the new policy for new connections, cuts the links of those who no longer stand, and hands on what revoked
+workers held.
 """
 
 from __future__ import annotations
@@ -10,19 +10,19 @@ import asyncio
 import contextlib
 import json
 from collections.abc import AsyncIterator, Mapping
-from datetime import UTC, datetime, timedelta
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
 import structlog
 
 from secure_dagu.assembly.edge import describe
-from secure_dagu.assembly.reload import Change, Reload, watch
+from secure_dagu.assembly.reload import Change, Reload, look_every, watch
 from secure_dagu.audit.events import SYSTEM, Action, Detail, Event, Outcome, Trail
 from secure_dagu.config.load import Loaded, process_environment
 from secure_dagu.dispatch.model import Role
-from secure_dagu.errors import ConfigError, SecureDaguError
-from secure_dagu.link.context import ClientPolicy, ServerPolicy, UnsafePlaintext
+from secure_dagu.errors import ConfigError
+from secure_dagu.link.context import ServerPolicy, UnsafePlaintext
 from secure_dagu.pki import crl, directory, files
 from secure_dagu.pki.authority import utc_now
 from secure_dagu.pki.files import Pem
@@ -36,11 +36,9 @@ from secure_dagu.telemetry import metrics
 
 if TYPE_CHECKING:
     from secure_dagu.coordinator.releasing import Releasing
-    from secure_dagu.link.dialer import Dialers
     from secure_dagu.link.listener import Listener
     from secure_dagu.security.peer import Peer
     from secure_dagu.wire.interceptors import Gate
-    from secure_dagu.wire.routes import WireRoutes
 
 log = structlog.get_logger()
 
@@ -48,8 +46,6 @@ ANSWERS_S: Final = 0.05
 """Between the end of the open calls of a peer and that of its link: their answers, which name the reason, go out."""
 LOOK_AT_PEERS_S: Final = 5.0
 """How often live peers are looked at whose certificate has ended, and the list of peers is written."""
-RECONNECT_S: Final = 0.5
-"""How long a worker that connects anew keeps a link to a coordinator that no longer stands."""
 RENEW_LIST_S: Final = 3600.0
 """How often a coordinator beside a CA tries to sign a list anew that is half-way to its next update."""
 
@@ -236,48 +232,12 @@ async def coordinator_kept_current(
     )  # fmt: skip
     async with asyncio.TaskGroup() as group:
         watching = group.create_task(
-            watch(reload, _interval(loaded), told=keeper.told, used=keeper.used, tick=keeper.tick), name="reload"
+            watch(reload, look_every(loaded), told=keeper.told, used=keeper.used, tick=keeper.tick), name="reload"
         )
         try:
             yield
         finally:
             watching.cancel()
-
-
-@contextlib.asynccontextmanager
-async def worker_kept_current(
-    loaded: Loaded, reload: Reload[ClientPolicy] | None, *, dialers: Dialers, routes: WireRoutes
-) -> AsyncIterator[None]:
-    """Watch a worker's files for the time of the context; nothing with `peer.insecure`."""
-    if reload is None:
-        yield
-        return
-
-    def refused(address: str, problem: SecureDaguError) -> None:
-        log.warning("coordinator.not_reconnected", coordinator=address, **problem.as_dict())
-
-    renewing: set[asyncio.Task[None]] = set()
-    async with asyncio.TaskGroup() as group:
-
-        async def used(policy: ClientPolicy) -> None:
-            dialers.use(policy)
-            describe(policy, side="client")
-            log.info("certificates.loaded", serial=f"{policy.own.serial:x}", cas=len(policy.trust))
-            task = group.create_task(routes.renew(refused), name="renew connections")
-            renewing.add(task)
-            task.add_done_callback(renewing.discard)
-            await asyncio.sleep(RECONNECT_S)
-            now = datetime.now(UTC)
-            dialers.cut(lambda peer: policy.standing.objection(peer, now) is not None)
-
-        watching = group.create_task(
-            watch(reload, _interval(loaded), told=lambda _change: None, used=used), name="reload"
-        )
-        try:
-            yield
-        finally:
-            for doomed in (watching, *renewing):  # renewals may wait for old calls for a long time
-                doomed.cancel()
 
 
 def is_due(pki_dir: Path, revocation: Revocation, now: datetime) -> bool:
@@ -293,10 +253,6 @@ def sign_again(pki_dir: Path, passphrase: Passphrase | None) -> None:
         ConfigError: the CA cannot be opened, or the disk refuses.
     """
     crl.sign(pki_dir, signers(pki_dir, passphrase), now=utc_now())
-
-
-def _interval(loaded: Loaded) -> timedelta:
-    return max(loaded.settings.peer.reload_interval, timedelta(milliseconds=100))
 
 
 def _count_revoked(new: frozenset[tuple[str, int]], revocation: Revocation | None) -> None:

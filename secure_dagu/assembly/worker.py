@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 
 import structlog
 
-from secure_dagu.assembly import discovering, exceptions, reload, renewal, trust
+from secure_dagu.assembly import discovering, exceptions, reload, renewal, worker_trust
 from secure_dagu.assembly.edge import client_events, denied, describe, mode_of, proxy_of, server_events
 from secure_dagu.assembly.health import serve_health
 from secure_dagu.assembly.process import on_signals, settle
@@ -68,7 +68,7 @@ async def run_worker(loaded: Loaded) -> None:
             retries=discovering.retries(loaded),
         )
         stack.push_async_callback(routes.close)
-        await stack.enter_async_context(trust.worker_kept_current(loaded, watched, dialers=dialers, routes=routes))
+        await stack.enter_async_context(worker_trust.kept_current(loaded, watched, dialers=dialers, routes=routes))
         await stack.enter_async_context(
             renewal.worker_kept_renewed(loaded, lambda: watched.policy if watched is not None else policy)
         )

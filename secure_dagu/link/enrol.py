@@ -8,7 +8,7 @@ are proven as everywhere. Then the server says one line, the client one, the ser
     client   a JSON document, at most `MAX_REQUEST` bytes
     server   a JSON document, at most `MAX_ANSWER` bytes
 
-Nothing of such a connection ever reaches gRPC. What the documents say is `pki.enrolment`'s business.
+Nothing of such a connection ever reaches gRPC. What the documents say is `pki.asking`'s business.
 """
 
 from __future__ import annotations

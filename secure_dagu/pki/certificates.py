@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from datetime import datetime, timedelta
+from datetime import datetime
 
 from cryptography import x509
 from cryptography.hazmat.primitives.asymmetric import ec
@@ -12,12 +12,10 @@ from cryptography.x509.oid import ExtendedKeyUsageOID, NameOID
 from secure_dagu.pki.keys import PublicKey, hash_for
 from secure_dagu.pki.names import IpAddress
 from secure_dagu.pki.profiles import Usage
+from secure_dagu.pki.term import BACKDATE
 from secure_dagu.security import grants
 from secure_dagu.security.grants import Grants
 from secure_dagu.security.identity import Identity
-
-BACKDATE = timedelta(minutes=5)
-"""How long before now a certificate begins: a peer whose clock is that much behind still accepts it (threat T19)."""
 
 _USAGES: dict[Usage, x509.ObjectIdentifier] = {
     "server": ExtendedKeyUsageOID.SERVER_AUTH,

@@ -12,17 +12,18 @@ from collections import OrderedDict
 from collections.abc import Sequence
 from datetime import datetime, timedelta
 from pathlib import Path
-from typing import Annotated, Final
+from typing import Final
 
 import msgspec
 from cryptography import x509
 from cryptography.exceptions import InvalidSignature
 from cryptography.hazmat.primitives import hashes
-from msgspec import Meta, Struct
+from msgspec import Struct
 
 from secure_dagu.dispatch.model import Role
 from secure_dagu.errors import ConfigError, InvalidRequest, Refused, SecureDaguError
 from secure_dagu.pki import directory, requests
+from secure_dagu.pki.asking import Answer, JoinRequest, Problem, RenewRequest
 from secure_dagu.pki.authority import Authority, Issued, check_request
 from secure_dagu.pki.keys import fingerprint
 from secure_dagu.pki.ledger import LedgerEntry, Status
@@ -39,41 +40,6 @@ MAX_FAILURES: Final = 10
 FAILURE_S: Final = 6.0
 MAX_ADDRESSES: Final = 4096
 """Of which failures are remembered; the oldest is forgotten first."""
-
-
-class JoinRequest(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    """What a machine without a certificate says."""
-
-    secret: Annotated[str, Meta(max_length=128)]
-    csr: Annotated[str, Meta(max_length=requests.MAX_REQUEST_BYTES)]
-
-
-class RenewRequest(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    """What the holder of a certificate says. Without a signing request it only asks what to trust."""
-
-    csr: Annotated[str, Meta(max_length=requests.MAX_REQUEST_BYTES)] = ""
-
-
-class Problem(Struct, frozen=True, kw_only=True):
-    """Why there is no certificate."""
-
-    code: str
-    what: str
-    why: str = ""
-    fix: str = ""
-
-
-class Answer(Struct, frozen=True, kw_only=True, omit_defaults=True):
-    """What the coordinator says: a certificate, or a problem."""
-
-    certificate: str = ""
-    """PEM: the certificate, then the issuing CA's where that is not itself trusted."""
-    ca: str = ""
-    """PEM: what every peer must trust."""
-    role: str = ""
-    name: str = ""
-    labels: tuple[str, ...] = ()
-    problem: Problem | None = None
 
 
 class Decision(Struct, frozen=True, kw_only=True):

@@ -21,7 +21,7 @@ from msgspec import Struct
 from secure_dagu.dispatch.model import Role
 from secure_dagu.errors import ConfigError, IntegrityViolation, Refused
 from secure_dagu.pki import files, keys, pair
-from secure_dagu.pki.enrolment import Answer, JoinRequest, RenewRequest
+from secure_dagu.pki.asking import Answer, JoinRequest, RenewRequest
 from secure_dagu.pki.files import Pem
 from secure_dagu.security.identity import NAME, Identity, parse_identity
 from secure_dagu.security.secret import Secret

@@ -17,10 +17,10 @@ from msgspec import Struct
 
 from secure_dagu.errors import ConfigError, InvalidRequest
 from secure_dagu.pki import keys
-from secure_dagu.pki.certificates import BACKDATE
 from secure_dagu.pki.facts import Facts, facts_of, read_certificates
 from secure_dagu.pki.names import parse_names
 from secure_dagu.pki.profiles import Profile, Profiles
+from secure_dagu.pki.term import BACKDATE
 from secure_dagu.security.identity import parse_identity
 
 

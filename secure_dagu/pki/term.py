@@ -12,8 +12,9 @@ from cryptography.hazmat.primitives.serialization import Encoding
 from msgspec import Struct
 
 from secure_dagu.errors import ConfigError
-from secure_dagu.pki.certificates import BACKDATE
 
+BACKDATE: Final = timedelta(minutes=5)
+"""How long before now a certificate begins: a peer whose clock is that much behind still accepts it (threat T19)."""
 EARLIEST: Final = 1 / 2
 LATEST: Final = 2 / 3
 """Between which parts of its lifetime a certificate is renewed."""

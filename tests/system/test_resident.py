@@ -13,8 +13,9 @@ from tests.system.conftest import Cluster
 from tests.system.hosts import Host, Service
 
 PROGRAM = """
-import signal, sys
-signal.signal(signal.SIGUSR1, lambda *_: print("modules:", *sorted(sys.modules), file=sys.stderr, flush=True))
+import os, signal, sys
+# Past the buffers, in which the process may be writing a line at this moment.
+signal.signal(signal.SIGUSR1, lambda *_: os.write(2, ("\\nmodules: " + " ".join(sys.modules.copy()) + "\\n").encode()))
 from secure_dagu.cli import main
 sys.exit(main.main(sys.argv[1:]))
 """
@@ -27,8 +28,9 @@ NOBODY = (
 )
 """Servers and clients that other commands are, and what comes with the first definition."""
 WORKER = (
-    r"pickle|zoneinfo|sqlalchemy|sqlite3|tarfile"
-    r"|secure_dagu\.coordinator|secure_dagu\.assembly\.coordinator|secure_dagu\.run\.machine"
+    r"pickle|zoneinfo|tomllib|sqlalchemy|sqlite3|tarfile"
+    r"|secure_dagu\.coordinator|secure_dagu\.assembly\.(coordinator|enrolment|recording|audit)|secure_dagu\.run\.machine"
+    r"|secure_dagu\.pki\.(authority|certificates|directory|enrolment|opening|profiles)"
 )
 COORDINATOR = r"secure_dagu\.worker|secure_dagu\.runner|secure_dagu\.assembly\.worker"
 
