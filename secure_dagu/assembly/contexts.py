@@ -1,4 +1,4 @@
-"""The contexts of this host, and the way to the server of one, unless it is HTTP without TLS that nobody allowed."""
+"""The way to the server of a context, unless it is HTTP without TLS that nobody allowed."""
 
 from __future__ import annotations
 
@@ -9,15 +9,10 @@ from secure_dagu.assembly.exceptions import held_for, is_loopback
 from secure_dagu.config.load import Loaded
 from secure_dagu.contexts import client
 from secure_dagu.contexts.address import ServerUrl
-from secure_dagu.contexts.book import Context, Contexts
+from secure_dagu.contexts.book import Context
 from secure_dagu.contexts.client import Client
 from secure_dagu.errors import ConfigError
 from secure_dagu.security.exceptions import Kind
-
-
-def contexts_of(loaded: Loaded) -> Contexts:
-    """Return the contexts of this host."""
-    return Contexts(loaded.settings.paths.contexts_dir)
 
 
 def check_plaintext(server: ServerUrl, *, insecure_http: bool) -> None:

@@ -67,11 +67,11 @@ def _add_server_flags(parser: argparse.ArgumentParser, *, is_new: bool) -> None:
 
 async def run(args: argparse.Namespace) -> int:
     """Do the action."""
-    from secure_dagu.assembly.contexts import contexts_of
     from secure_dagu.cli import workflow
+    from secure_dagu.contexts.book import Contexts
 
     loaded = workflow.settings_of(args)
-    contexts = contexts_of(loaded)
+    contexts = Contexts(loaded.settings.paths.contexts_dir)
     match args.action:
         case "add":
             contexts.add(_new(args))

@@ -7,7 +7,6 @@ changes something is sent once.
 from __future__ import annotations
 
 import argparse
-import asyncio
 import contextlib
 from collections.abc import Awaitable, Callable
 from typing import TYPE_CHECKING, Any
@@ -16,6 +15,8 @@ from secure_dagu.cli import echo, workflow
 from secure_dagu.errors import Conflict, InvalidRequest, NotFound, NotRunning, SecureDaguError, Unavailable
 
 if TYPE_CHECKING:
+    import asyncio
+
     from secure_dagu.cli.tree import Reader
     from secure_dagu.config.load import Loaded
     from secure_dagu.contexts.answers import Details
@@ -40,11 +41,10 @@ def chosen(args: argparse.Namespace, said: str) -> Context | None:
     Raises:
         NotFound, Refused, Unavailable: it cannot be used.
     """
-    from secure_dagu.assembly.contexts import contexts_of
     from secure_dagu.config.load import load
-    from secure_dagu.contexts.book import LOCAL
+    from secure_dagu.contexts.book import LOCAL, Contexts
 
-    contexts = contexts_of(load(args))
+    contexts = Contexts(load(args).settings.paths.contexts_dir)
     name = said or contexts.current()
     if name == LOCAL:
         return None
@@ -364,6 +364,8 @@ async def _until(
         child: that run below it is looked at.
         stops_it: see `stop`.
     """
+    import asyncio
+
     loop = asyncio.get_running_loop()
     pause, is_asked, gone_since = FIRST_LOOK_S, False, 0.0
     while True:

@@ -60,6 +60,19 @@ print(sorted(heavy & {name.partition(".")[0] for name in sys.modules}))
     assert done.stdout == "[]\n"
 
 
+def test_a_command_of_this_host_asks_for_the_current_context_and_imports_no_client(tmp_path: Path) -> None:
+    check = """
+import sys
+from secure_dagu.cli import main
+code = main.main(["history", "--dagu-home", sys.argv[1]])
+print(code, sorted({"httpx", "structlog", "prometheus_client", "OpenSSL"} & set(sys.modules)))
+"""
+    done = subprocess.run(
+        [sys.executable, "-c", check, str(tmp_path)], capture_output=True, text=True, timeout=60, check=True
+    )
+    assert done.stdout == "0 []\n"
+
+
 def test_help_is_there_before_one_gets_impatient() -> None:
     """Measured 0.23 s of processor time, which other processes on this host hardly change; the budget is 0.3 s."""
     took = []
