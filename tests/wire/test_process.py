@@ -21,6 +21,19 @@ def test_fork_support_is_off_and_the_core_is_quiet_before_grpc_comes() -> None:
     assert (done.stdout, done.stderr) == ("0 NONE\n", "")
 
 
+def test_the_core_knows_the_switch_that_keeps_its_thread_pool_off_the_servers_sockets() -> None:
+    """A name that it does not know changes nothing and is told to nobody, for the core is quiet in a service."""
+    serve = (
+        "import asyncio, os\nfrom secure_dagu.wire import process\n{}process.prepare()\n"
+        "os.environ['GRPC_VERBOSITY'] = 'ERROR'\nimport grpc.aio\n"
+        "async def main() -> None:\n    server = grpc.aio.server()\n"
+        "    await server.start()\n    await server.stop(None)\n"
+        "asyncio.run(main())"
+    )
+    assert "Unknown experiment" not in run(serve.format("")).stderr
+    assert "Unknown experiment: no_such" in run(serve.format("os.environ['GRPC_EXPERIMENTS'] = 'no_such'\n")).stderr
+
+
 def test_preparing_too_late_is_an_error() -> None:
     assert (
         "before its process settings"
