@@ -390,6 +390,13 @@ def _outside(loaded: Loaded, names: Sequence[str], *, trusts_loopback: bool) -> 
     public = web_app.origin_of(core.public_url).rpartition("://")[2].partition(":")[0]
     known = ["localhost", core.host, socket.gethostname(), public, *loaded.settings.coordinator.advertise, *names]
     api = f"{core.base_path}{core.api_base_path}"
+    public_paths = [
+        "/health",
+        "/ready",
+        "/auth/login",
+        "/auth/setup",
+        *(["/metrics"] if core.metrics == "public" else []),
+    ]
     loopback = (ipaddress.ip_network("127.0.0.0/8"), ipaddress.ip_network("::1/128")) if trusts_loopback else ()
     return Outside(
         hosts=frozenset(name.lower().rstrip(".") for name in known if name),
@@ -397,7 +404,7 @@ def _outside(loaded: Loaded, names: Sequence[str], *, trusts_loopback: bool) -> 
         proxies=(*access.trusted_proxies, *loopback),
         base_path=core.base_path,
         access_log=core.access_log_mode,
-        quiet=frozenset(f"{api}{path}" for path in ("/health", "/ready", "/auth/login", "/auth/setup")),
+        quiet=frozenset(f"{api}{path}" for path in public_paths),
     )
 
 

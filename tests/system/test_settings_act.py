@@ -6,6 +6,7 @@ import json
 import re
 import time
 from collections.abc import Callable, Iterator
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +14,7 @@ import httpx
 import pytest
 
 from tests.system.conftest import Cluster
-from tests.system.hosts import free_port
+from tests.system.hosts import Host, Service, free_port
 
 PASSWORD = "correct horse"
 CONFIG = """\
@@ -32,6 +33,46 @@ event_store: {enabled: true, retention_days: 3}
 paths: {event_store_dir: ELSEWHERE/events, dag_state_dir: ELSEWHERE/state}
 sse: {max_topics_per_connection: 2, max_clients: 1, heartbeat_interval: 100ms}
 queues: {config: [{name: wide, max_concurrency: 1, max_active_runs: 3}]}
+"""
+NARROW = """\
+base_path: /flows
+api_base_path: /api/v7
+headless: true
+access_log_mode: non-public
+log_format: json
+tz: Asia/Tokyo
+default_shell: /bin/bash
+env_passthrough: [LET_ME_IN]
+env_passthrough_prefixes: [WIDE_]
+skip_examples: true
+coordinator: {enabled: false}
+auth:
+  builtin:
+    token: {ttl: 90m, secret: a-secret-of-the-configuration-file}
+    initial_admin: {username: grace, password: correct horse}
+permissions: {write_dags: false}
+ip_access: {allowed_ips: [127.0.0.1, 10.0.0.0/8], trusted_proxies: [127.0.0.1]}
+metrics: public
+queues: {enabled: false}
+paths:
+  dags_dir: ROOT/defs
+  log_dir: ROOT/logs
+  artifact_dir: ROOT/artifacts
+  dag_runs_dir: ROOT/runs
+  users_dir: ROOT/users
+  suspend_flags_dir: ROOT/rest
+  service_registry_dir: ROOT/registry
+"""
+PREFIX = "/flows/api/v7"
+LOOK = """\
+artifacts: {enabled: true}
+steps:
+  - id: a
+    run: |
+      basename "$0" | sed "s/.*/${BASH_VERSION:+bash}/"
+      echo "$TZ"
+      echo "in=$LET_ME_IN wide=$WIDE_OPEN out=$KEEP_OUT secret=$DAGU_AUTH_TOKEN_SECRET"
+      touch "$DAG_RUN_ARTIFACTS_DIR/made"
 """
 UMLAUT = r"printf 'gr\374n\n'"
 DAGS = {
@@ -166,3 +207,97 @@ def test_the_old_name_of_a_queues_limit_wins_and_deeper_folders_are_read(client:
     names = [item["fileName"] for item in api(client, "/dags?perPage=50")["dags"]]
     assert "plum" in {name.rpartition("/")[2] for name in names}
     assert len(names) == len(DAGS), "no examples were written"
+
+
+class Roomy(Host):
+    """A machine with variables of its own."""
+
+    @property
+    def environment(self) -> dict[str, str]:
+        """Return the environment, and what is let through or not."""
+        return {**super().environment, "LET_ME_IN": "1", "WIDE_OPEN": "2", "KEEP_OUT": "3"}
+
+
+@pytest.fixture(scope="module")
+def narrow(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[httpx.Client, Service, Path]]:
+    """Serve behind a prefix, without pages, with every folder elsewhere; yield a client without credentials."""
+    root, web = tmp_path_factory.mktemp("narrow"), free_port()
+    host = Roomy(root / "home")
+    host.home.mkdir()
+    (root / "defs").mkdir()
+    (root / "defs" / "look.yaml").write_text(LOOK)
+    (host.home / "config.yaml").write_text(NARROW.replace("ROOT", str(root)))
+    with (
+        host.service("start-all", f"--port={web}", "--scheduler.port=0") as service,
+        httpx.Client(base_url=f"http://127.0.0.1:{web}", timeout=20) as made,
+    ):
+        service.wait_for(r'"msg": ?"ready"')
+        yield made, service, root
+
+
+Narrow = tuple[httpx.Client, Service, Path]
+
+
+def logged_in(client: httpx.Client) -> dict[str, str]:
+    """Log in as the admin of the configuration; return the headers."""
+    answer = client.post(f"{PREFIX}/auth/login", json={"username": "grace", "password": PASSWORD})
+    assert answer.status_code == 200, answer.text
+    left = datetime.fromisoformat(answer.json()["expiresAt"]) - datetime.now(UTC)
+    assert timedelta(minutes=85) < left <= timedelta(minutes=90), "auth.builtin.token.ttl"
+    return {"Authorization": f"Bearer {answer.json()['token']}"}
+
+
+def test_base_path_api_base_path_and_headless_say_what_is_where(narrow: Narrow) -> None:
+    client, _, _ = narrow
+    assert client.get(f"{PREFIX}/health").status_code == 200
+    assert client.get(f"{PREFIX}/openapi.json", headers=logged_in(client)).json()["servers"] == [{"url": PREFIX}]
+    for path in ("/api/v1/health", "/api/v7/health", "/flows/api/v1/health", "/", "/flows/", "/flows/dags"):
+        assert client.get(path).status_code == 404, path
+
+
+def test_steps_get_the_shell_the_zone_and_the_variables_that_are_let_through_and_no_others(narrow: Narrow) -> None:
+    client, _, _ = narrow
+    body = {"dagRunId": "look", "timeout": 20}
+    answer = client.post(f"{PREFIX}/dags/look/start-sync", json=body, headers=logged_in(client))
+    assert answer.status_code == 200, answer.text
+    log = client.get(f"{PREFIX}/dag-runs/look/look/steps/a/log", headers=logged_in(client)).json()["content"]
+    assert log.splitlines() == ["bash", "Asia/Tokyo", "in=1 wide=2 out= secret="]
+
+
+def test_every_folder_is_where_it_was_put(narrow: Narrow) -> None:
+    client, _, root = narrow
+    body = {"dagRunId": "places", "timeout": 20}
+    assert client.post(f"{PREFIX}/dags/look/start-sync", json=body, headers=logged_in(client)).status_code == 200
+    for folder in ("runs", "logs", "artifacts", "users", "registry"):
+        assert [path for path in (root / folder).rglob("*") if path.is_file()], folder
+    assert client.post(f"{PREFIX}/dags/look/suspend", json={"suspend": True}, headers=logged_in(client)).json() == {}
+    assert [path.name for path in (root / "rest").iterdir()] == ["look.suspend"]
+    assert not [path for name in ("dags", "logs", "suspend") for path in (root / "home" / name).rglob("*.*")]
+
+
+def test_permissions_and_queues_that_are_off_are_off_for_an_admin(narrow: Narrow) -> None:
+    client, _, _ = narrow
+    headers = logged_in(client)
+    refused = client.post(f"{PREFIX}/dags", json={"name": "new"}, headers=headers)
+    assert (refused.status_code, refused.json()["code"]) == (403, "forbidden")
+    assert refused.json()["message"].startswith("Permission denied")
+    answer = client.post(f"{PREFIX}/dags/look/enqueue", json={}, headers=headers)
+    assert 400 <= answer.status_code < 500, answer.text
+
+
+def test_ip_access_believes_the_proxy_and_refuses_who_is_not_listed(narrow: Narrow) -> None:
+    client, _, _ = narrow
+    for said, status in (("10.1.2.3", 200), ("192.0.2.1", 403), ("192.0.2.1, 10.1.2.3", 200), ("no address", 400)):
+        assert client.get(f"{PREFIX}/health", headers={"X-Forwarded-For": said}).status_code == status, said
+
+
+def test_metrics_are_public_and_the_access_log_leaves_out_what_is_public(narrow: Narrow) -> None:
+    client, service, _ = narrow
+    assert "dagu_dags_total" in client.get(f"{PREFIX}/metrics").text
+    assert client.get(f"{PREFIX}/dags?mark=seen").status_code == 401
+    line = json.loads(service.wait_for(rf'"{PREFIX}/dags'))
+    assert line["level"] == "INFO"
+    logged = [json.loads(line) for line in service.lines if line.startswith("{")]
+    paths = {str(line.get("path", "")) for line in logged}
+    assert f"{PREFIX}/dags" in paths
+    assert paths.isdisjoint({f"{PREFIX}/health", f"{PREFIX}/metrics", f"{PREFIX}/auth/login"})
