@@ -259,6 +259,17 @@ def attachment(name: str) -> str:
     return f'attachment; filename="{plain[:200] or "download"}"'
 
 
+def seen_tags(request: Request) -> frozenset[str]:
+    """Return the tags of `If-Match`; none where the author does not say what was seen.
+
+    A weak one counts like the strong one: proxies that compress answers make them weak, and the text is the same.
+    """
+    header = request.headers.get("if-match", "").strip()
+    if header in ("", "*"):
+        return frozenset()
+    return frozenset(tag.strip().removeprefix("W/") for tag in header.split(","))
+
+
 def spec_tag(text: str) -> str:
     """Return the ETag of a text that people edit: its SHA-256."""
     return f'"{sha256(text.encode("utf-8", "replace")).hexdigest()}"'

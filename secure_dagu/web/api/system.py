@@ -29,6 +29,7 @@ from secure_dagu.web.api.deps import (
     parts_of,
     recorded,
     reply,
+    seen_tags,
     spec_tag,
 )
 from secure_dagu.web.api.shapes import encoded, moment
@@ -178,11 +179,11 @@ async def put_base_config(request: Request, parts: Api, _: MachineReader, body: 
     """
     await parts.gate.admit(request, Need.WRITE)
     await recorded(request, Change.BASE_CONFIG, "file:base.yaml")
-    seen = request.headers.get("if-match", "").strip().removeprefix("W/")
+    seen = seen_tags(request)
 
     def write() -> None:
         with _WRITING:
-            if seen not in ("", "*", spec_tag(base_text(parts))):
+            if seen and spec_tag(base_text(parts)) not in seen:
                 raise Conflict(
                     what="the base configuration was not saved", why="somebody else has changed it since you read it",
                     fix="read it again, then change it",

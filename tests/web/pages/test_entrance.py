@@ -105,3 +105,38 @@ async def test_a_page_that_is_not_there_and_one_that_a_role_may_not_see(site: Si
     assert answer is not None
     assert answer.status == 403
     await expect(page.get_by_role("heading", name="You may not see this")).to_be_visible()
+
+
+ENTRANCE = {"/login": True, "/login?next=%2Fdag-runs": True, "/setup": False}
+"""Pages for who is not logged in, and whether there is an account yet."""
+
+
+@pytest.mark.parametrize("path", ENTRANCE)
+@pytest.mark.parametrize("look", ["light", "dark", "phone"])
+async def test_the_entrance_passes_axe_fits_and_breaks_no_rule_of_the_policy(
+    tmp_path: Path, path: str, look: str
+) -> None:
+    from axe_playwright_python.async_playwright import Axe
+
+    async with open_pages(tmp_path / "home", has_admin=ENTRANCE[path]) as site, open_browser() as browser:
+        page = await browser.new_page(
+            base_url=site.url, color_scheme="light" if look == "light" else "dark",
+            viewport={"width": 390 if look == "phone" else 1280, "height": 800},
+        )  # fmt: skip
+        said: list[str] = []
+        page.on("console", lambda message: said.append(message.text) if message.type == "error" else None)
+        page.on("pageerror", lambda error: said.append(str(error)))
+        answer = await page.goto(path)
+        assert answer is not None
+        assert answer.status == 200
+        await expect(page).to_have_url(f"{site.url}{path}")
+        found = (await Axe().run(page)).response["violations"]
+        assert [(one["id"], [node["html"][:120] for node in one["nodes"]][:3]) for one in found] == []
+        assert await page.evaluate("document.documentElement.scrollWidth - document.documentElement.clientWidth") <= 0
+        assert said == []
+        if look == "phone" and path == "/login":
+            await log_in(page, password="wrong")
+            await expect(page.get_by_role("alert")).not_to_be_empty()
+            assert [one["id"] for one in (await Axe().run(page)).response["violations"]] == []
+            wide = "document.documentElement.scrollWidth - document.documentElement.clientWidth"
+            assert await page.evaluate(wide) <= 0

@@ -191,7 +191,7 @@ PAGES = ("/", "/account", "/base-config", "/search?q=echo", "/nowhere", "/dag-ru
          "{run}", "{run}?tab=timeline", "{run}?tab=outputs", "{run}?tab=artifacts&file=note.md",
          "{run}?tab=definition", "{run}?tab=sub-runs", "{run}/log?step=make", "/queues", "/workers", "/links",
          "/certificates", "/system-status", "/audit-logs?verify=1", "/security-events", "/compliance", "/event-logs",
-         "/users", "/api-keys")  # fmt: skip
+         "/users", "/api-keys", "/api-docs")  # fmt: skip
 
 
 @pytest.mark.parametrize("dark", [False, True])
