@@ -173,7 +173,7 @@ async def _sub_runs_tab(parts: Parts, root: DagRunRef, child: str, document: Doc
 async def _preview(parts: Parts, root: DagRunRef, child: str, path: str) -> dict[str, Any]:
     info = await _artifact(parts, root, child, path)
     mime = mimetypes.guess_type(path, strict=False)[0] or ""
-    shown: dict[str, Any] = {"path": path, "size": info.size_bytes, "kind": "binary"}
+    shown: dict[str, Any] = {"path": path, "size": info.size_bytes, "kind": "binary", "is_cut": False}
     if mime in _IMAGES or mime == _HTML:
         kind = "html" if mime == _HTML else "image"
         return shown | {"kind": kind if info.size_bytes <= _FILE_MAX else "large"}
