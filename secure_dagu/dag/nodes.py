@@ -206,6 +206,21 @@ def parse(text: str, *, file: str) -> list[Node]:
         raise _refused(Position(file, 1, 1), f"this is not valid yaml: {reason}") from error
 
 
+def data(text: str, *, name: str) -> Any:
+    """Return what a document that a step read or printed means, within the limits of a definition; None when empty.
+
+    Raises:
+        DefinitionError: as `parse`, or there is more than one document; `name` is what the text is called.
+    """
+    try:
+        documents = parse(text, file=name)
+    except DefinitionError as error:
+        raise DefinitionError(f"{name} is not YAML", why=error.why) from None
+    if len(documents) > 1:
+        raise DefinitionError(f"{name} is not one YAML document", why=f"it holds {len(documents)}")
+    return plain_value(documents[0]) if documents else None
+
+
 _FLOW_STYLE_PROBLEMS = ("found unexpected ':'", "did not find expected ',' or")
 
 

@@ -108,7 +108,7 @@ def _decoded(spec: Mapping[str, Any], text: str) -> Any:
         if path:
             raise DefinitionError("select needs data", why="the output is decoded as text", fix="add `decode: json`")
         return text
-    value = _from_yaml(text) if decode == "yaml" else _from_json(text)
+    value = nodes.data(text, name="the output") if decode == "yaml" else _from_json(text)
     return _selected(value, str(path)) if path else value
 
 
@@ -117,14 +117,6 @@ def _from_json(text: str) -> Any:
         return json.loads(text)
     except (ValueError, RecursionError) as error:
         raise DefinitionError("the output is not JSON", why=str(error)) from None
-
-
-def _from_yaml(text: str) -> Any:
-    """Return what one YAML document means, read within the limits of a definition (`dag.nodes`)."""
-    documents = nodes.parse(text, file="the output")
-    if len(documents) > 1:
-        raise DefinitionError("the output is not one YAML document", why=f"it holds {len(documents)}")
-    return nodes.plain_value(documents[0]) if documents else None
 
 
 def _selected(value: Any, path: str) -> Any:

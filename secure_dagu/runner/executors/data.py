@@ -23,6 +23,8 @@ FORMATS = ("json", "yaml", "csv", "tsv", "text")
 MAX_OUTPUT = 64 * 2**20
 MAX_COLUMNS = 10_000
 _ODD_BREAK = re.compile("[\r\x85\u2028\u2029]")
+_OLD_WORD = re.compile(r"(?i)yes|no|on|off|[-+]?\d+(?::[0-5]?\d)+")
+"""Text that readers of YAML 1.1, which are many, take for a boolean, or for a number to the base of 60."""
 
 
 async def convert(context: StepContext) -> Done:
@@ -91,10 +93,7 @@ def _number(text: str) -> int | float:
 
 
 def _from_yaml(text: str, options: Options) -> Any:
-    documents = nodes.parse(text, file="the input")  # bounded: aliases, depth, size
-    if len(documents) > 1:
-        raise DefinitionError("the input is not one YAML document", why=f"it holds {len(documents)}")
-    return nodes.plain_value(documents[0]) if documents else None
+    return nodes.data(text, name="the input")  # bounded: aliases, depth, size
 
 
 def _from_table(separator: str) -> Callable[[str, Options], Any]:
@@ -155,17 +154,26 @@ def _to_json(value: Any, options: Options) -> str:
 
 def _to_yaml(value: Any, options: Options) -> str:
     from ruamel.yaml import YAML  # only this format needs the writer
-    from ruamel.yaml.scalarstring import DoubleQuotedScalarString
+    from ruamel.yaml.representer import RoundTripRepresenter
+    from ruamel.yaml.scalarstring import DoubleQuotedScalarString, SingleQuotedScalarString
+
+    class Representer(RoundTripRepresenter):
+        """Write `null` where a document of ruamel has nothing."""
+
+    Representer.add_representer(type(None), lambda self, _: self.represent_scalar("tag:yaml.org,2002:null", "null"))
 
     def quoted(item: Any) -> Any:
-        """Have line breaks escaped that a reader would take for others."""
+        """Have line breaks escaped that a reader would take for others, and words quoted that one of YAML 1.1 would."""
         if isinstance(item, str):
-            return DoubleQuotedScalarString(item) if _ODD_BREAK.search(item) else item
+            if _ODD_BREAK.search(item):
+                return DoubleQuotedScalarString(item)
+            return SingleQuotedScalarString(item) if _OLD_WORD.fullmatch(item) else item
         if isinstance(item, Mapping):
             return {quoted(key): quoted(inner) for key, inner in item.items()}
         return [quoted(inner) for inner in item] if isinstance(item, list) else item
 
     writer = YAML()
+    writer.Representer = Representer
     writer.width = 2**31
     stream = io.StringIO()
     writer.dump(quoted(value), stream)

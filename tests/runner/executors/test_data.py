@@ -85,6 +85,8 @@ async def test_jq_sees_the_environment_of_the_step_and_not_ours(
         ({"from": "text", "to": "json", "data": "a\nb"}, '"a\\nb"\n'),
         ({"from": "json", "to": "text", "data": '{"a": [1]}'}, '{"a":[1]}\n'),
         ({"from": "json", "to": "yaml", "data": '"plain"'}, "plain\n"),
+        ({"from": "json", "to": "yaml", "data": '{"a":null,"b":[null,"no","On","1:30","nope"]}'},
+         "a: null\nb:\n- null\n- 'no'\n- 'On'\n- '1:30'\n- nope\n"),
     ],
 )  # fmt: skip
 async def test_convert(tmp_path: Path, inputs: dict[str, Any], out: str) -> None:
@@ -108,6 +110,7 @@ BOMB = "a: &a [x,x,x,x,x,x,x,x,x]\n" + "".join(
 async def test_what_cannot_be_read_fails(tmp_path: Path, form: str, text: str) -> None:
     seen = await act(tmp_path, "data.convert", **{"from": form, "to": "json", "data": text})
     assert seen.nodes() == {"q": "failed"}
+    assert "workflow" not in error_of(seen)
 
 
 @pytest.mark.parametrize(
