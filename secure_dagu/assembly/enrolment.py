@@ -31,7 +31,7 @@ def open_desk(loaded: Loaded) -> Desk | None:
     """Return what signs for machines that join or renew; None where that is not offered, and the log says why.
 
     Raises:
-        ConfigError: there is a CA key, and the configured passphrase does not open it.
+        ConfigError: there is a CA key, and the configured passphrase does not open it, or `pki.pods_file` is no use.
     """
     pki_dir = loaded.home.pki_dir
     if loaded.settings.peer.insecure:
@@ -45,9 +45,9 @@ def open_desk(loaded: Loaded) -> Desk | None:
         return None
     given = unattended(loaded.settings.pki.passphrase_file, process_environment())
     try:
-        return Desk(pki_dir, given)
+        return Desk(pki_dir, given, pods_file=loaded.settings.pki.pods_file)
     except ConfigError as problem:
-        if given is not None:
+        if given is not None or loaded.settings.pki.pods_file is not None:
             raise
         _say_not_offered(str(problem), problem.fix)
         return None

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from pathlib import Path
 
+from cryptography import x509
+from cryptography.hazmat.primitives import hashes
 from msgspec import Struct
 
 from secure_dagu.config import values, write
@@ -17,6 +19,7 @@ from secure_dagu.pki import directory, files, holder
 from secure_dagu.pki.holder import Granted
 from secure_dagu.pki.tokens import Token, parse_token
 from secure_dagu.security.grants import is_reserved
+from secure_dagu.security.secret import Secret
 
 
 class Invitation(Struct, frozen=True, kw_only=True):
@@ -43,8 +46,13 @@ def parse_invitation(text: str) -> Invitation:
         InvalidRequest, ConfigError: it is none.
     """
     token, _, place = text.strip().partition("@")
+    return Invitation(token=parse_token(token), coordinator=parse_place(place))
+
+
+def parse_place(text: str) -> Address:
+    """Read `HOST:PORT`; ConfigError: it is none."""
     try:
-        return Invitation(token=parse_token(token), coordinator=values.address(place))
+        return values.address(text.strip())
     except ValueError as problem:
         raise ConfigError(
             "the coordinator's address cannot be read",
@@ -70,7 +78,43 @@ async def join(
         Refused: it did not accept the token.
         ConfigError: this host has something that would be replaced, or the disk refuses.
     """
-    place, token = home.pki_dir, invitation.token
+    token, to, wish = invitation.token, invitation.coordinator, holder.Wish()
+    _prepare(home.pki_dir, token.pin, force=force)
+    answer = await enrol.ask(context.join_policy(token.pin), to.host, to.port, wish.to_join(token.secret), proxy=proxy)
+    granted = wish.granted(answer)
+    certificate = holder.keep(home.pki_dir, granted)
+    return Joined(
+        granted=granted,
+        certificate=certificate,
+        config_file=config_file,
+        added=write.add_missing(config_file, _settings(granted, to)),
+    )
+
+
+async def join_as_pod(
+    token_file: Path, ca_file: Path, to: Address, home: Home, *, proxy: Proxy | None = None
+) -> Joined:
+    """Join with what a pod's cluster says of it (`pki.pods`). Its configuration is somebody else's and stays as it is.
+
+    Args:
+        token_file: token of its service account, made for this installation of ours.
+        ca_file: the one root that it trusts.
+        to: the coordinator.
+        home: of this pod.
+        proxy: on the way to the coordinator.
+
+    Raises:
+        as `join`.
+    """
+    pin, token, wish = _pin(ca_file), _first_line(token_file), holder.Wish()
+    _prepare(home.pki_dir, pin, force=False)
+    request = wish.to_join_as_pod(token)
+    granted = wish.granted(await enrol.ask(context.join_policy(pin), to.host, to.port, request, proxy=proxy))
+    return Joined(granted=granted, certificate=holder.keep(home.pki_dir, granted), config_file=token_file, added=())
+
+
+def _prepare(place: Path, pin: str, *, force: bool) -> None:
+    """Refuse, before a token is spent, what would replace something."""
     if directory.ca_key_file(place).exists():
         raise ConfigError(
             "this host has a CA of its own",
@@ -78,18 +122,24 @@ async def join(
             fix="join from another host, or with another --dagu-home",
         )
     if not force:
-        holder.refuse_other_trust(place / "ca.crt", token.pin)
-    files.make_private_directory(place)  # before the token is spent
-    wish, to = holder.Wish(), invitation.coordinator
-    answer = await enrol.ask(context.join_policy(token.pin), to.host, to.port, wish.to_join(token.secret), proxy=proxy)
-    granted = wish.granted(answer)
-    certificate = holder.keep(place, granted)
-    return Joined(
-        granted=granted,
-        certificate=certificate,
-        config_file=config_file,
-        added=write.add_missing(config_file, _settings(granted, to)),
-    )
+        holder.refuse_other_trust(place / "ca.crt", pin)
+    files.make_private_directory(place)
+
+
+def _pin(ca_file: Path) -> str:
+    try:
+        (root,) = x509.load_pem_x509_certificates(ca_file.read_bytes())
+    except (OSError, ValueError) as problem:
+        raise ConfigError(f"{ca_file} cannot be used", why=str(problem), fix="give one root certificate") from problem
+    return root.fingerprint(hashes.SHA256()).hex()
+
+
+def _first_line(token_file: Path) -> Secret:
+    try:
+        return Secret(token_file.read_text(encoding="ascii").strip())
+    except (OSError, UnicodeDecodeError) as problem:
+        why = problem.strerror if isinstance(problem, OSError) else "it is no text"
+        raise ConfigError(f"{token_file} cannot be read", why=why or "", fix="mount the pod's token there") from problem
 
 
 def _settings(granted: Granted, coordinator: Address) -> dict[str, write.Value]:

@@ -359,6 +359,10 @@ class Pki:
         None, "Passphrase of the CA's key, mode 0600.", flag="--pki.passphrase-file",
         default_text="the systemd credential ca-passphrase, where there is one",
     )  # fmt: skip
+    pods_file: OptionalFile = setting(
+        None, "Which pods of a Kubernetes cluster may join, and its public keys: JSON, which the chart's Job writes.",
+        flag="--pki.pods-file",
+    )  # fmt: skip
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -2,17 +2,20 @@
 
 from __future__ import annotations
 
-from typing import Annotated
+from typing import Annotated, Final
 
 from msgspec import Meta, Struct
 
 from secure_dagu.pki.requests import MAX_REQUEST_BYTES
 
+MAX_POD_TOKEN: Final = 8 << 10
+
 
 class JoinRequest(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    """What a machine without a certificate says."""
+    """What a machine without a certificate says: the secret of a token, or as a pod what its cluster says of it."""
 
-    secret: Annotated[str, Meta(max_length=128)]
+    secret: Annotated[str, Meta(max_length=128)] = ""
+    pod_token: Annotated[str, Meta(max_length=MAX_POD_TOKEN)] = ""
     csr: Annotated[str, Meta(max_length=MAX_REQUEST_BYTES)]
 
 

@@ -22,7 +22,7 @@ from msgspec import Struct
 
 from secure_dagu.dispatch.model import Role
 from secure_dagu.errors import ConfigError, InvalidRequest, Refused, SecureDaguError
-from secure_dagu.pki import directory, requests
+from secure_dagu.pki import directory, pods, requests
 from secure_dagu.pki.asking import Answer, JoinRequest, Problem, RenewRequest
 from secure_dagu.pki.authority import Authority, Issued, check_request
 from secure_dagu.pki.keys import fingerprint
@@ -75,13 +75,15 @@ JOIN_REFUSED: Final = Answer(
 class Desk:
     """Answers the machines that join or renew. Thread-safe; each call takes a few milliseconds, most of it the disk."""
 
-    def __init__(self, pki_dir: Path, passphrase: Passphrase | None) -> None:
-        """Open the CA in `pki_dir`.
+    def __init__(self, pki_dir: Path, passphrase: Passphrase | None, *, pods_file: Path | None = None) -> None:
+        """Open the CA in `pki_dir`. `pods_file`: which pods may join (`pki.pods`), read again at each; None: none.
 
         Raises:
-            ConfigError: there is no CA key here, or it cannot be opened.
+            ConfigError: there is no CA key here, or it cannot be opened; the file cannot be used.
         """
-        self._pki_dir, self._passphrase = pki_dir, passphrase
+        self._pki_dir, self._passphrase, self._pods_file = pki_dir, passphrase, pods_file
+        if pods_file is not None:
+            pods.read_cluster(pods_file)
         self._profiles = load_profiles().roles
         self._tokens = Tokens(pki_dir)
         self._failures = Failures()
@@ -104,21 +106,35 @@ class Desk:
             said = msgspec.json.decode(request, type=JoinRequest)
         except msgspec.MsgspecError as problem:
             return _no("malformed", str(problem))
-        offer = self._tokens.find(said.secret, now)
+        offer = None
+        try:
+            offer = self._vouched(said.pod_token, now) if said.pod_token else self._tokens.find(said.secret, now)
+        except SecureDaguError as problem:
+            return _no("token" if isinstance(problem, InvalidRequest) else "authority", str(problem))
         if offer is None:
             return _no("token", "the token is unknown, was used, or has ended")
         profile, csr = self._profiles[offer.role], said.csr.encode()
         try:
             requests.key_of(csr, profile.keys)  # a machine that sends a bad one may send a better one
-            if self._tokens.take(said.secret, now) is None:
-                return _no("token", "the token was used at this very moment")
+            if not self._use_up(said, offer, now):
+                return _no("token", "the token was used before", offer)
             labels, lifetime = parse_grants(offer.labels), timedelta(seconds=offer.lifetime_s) or None
-            made = self._sign(csr, profile, offer.name, offer.names, labels, lifetime, now, actor="token")
+            actor = offer.actor if said.pod_token else "token"
+            made = self._sign(csr, profile, offer.name, offer.names, labels, lifetime, now, actor=actor)
         except InvalidRequest as problem:
             return _no("request", str(problem), offer)
         except SecureDaguError as problem:
             return _no("authority", str(problem), offer)
         return self._yes(made, offer)
+
+    def _vouched(self, token: str, now: datetime) -> Offer | None:
+        """Return what a pod gets that its cluster vouches for; None where no pods join."""
+        return pods.offer_for(token, pods.read_cluster(self._pods_file), now) if self._pods_file is not None else None
+
+    def _use_up(self, said: JoinRequest, offer: Offer, now: datetime) -> bool:
+        if said.pod_token:
+            return self._tokens.spend(said.pod_token, offer, now)
+        return self._tokens.take(said.secret, now) is not None
 
     def renew(self, peer: Peer, request: bytes, *, now: datetime) -> Decision:
         """Give the holder of a proven certificate a new one for a new key, with the rights that the ledger gives it."""

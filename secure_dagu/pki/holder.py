@@ -45,6 +45,10 @@ class Wish:
         """Return the request of a machine with a token."""
         return msgspec.json.encode(JoinRequest(secret=secret.reveal(), csr=self._csr))
 
+    def to_join_as_pod(self, token: Secret) -> bytes:
+        """Return the request of a pod, with what its cluster says of it."""
+        return msgspec.json.encode(JoinRequest(pod_token=token.reveal(), csr=self._csr))
+
     def to_renew(self) -> bytes:
         """Return the request of a machine with a certificate."""
         return msgspec.json.encode(RenewRequest(csr=self._csr))

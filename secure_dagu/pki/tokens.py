@@ -31,6 +31,7 @@ MAX_PENDING: Final = 1000
 """Tokens that wait for their use."""
 
 _FORM: Final = "sdj1"
+_SPENT: Final = ".spent"
 _PIN_BYTES: Final = 32
 _SECRET_BYTES: Final = 20
 _MAX_FILE: Final = 16 << 10
@@ -135,6 +136,20 @@ class Tokens:
         files.sync_directory(self._directory)  # before anything is signed: a power cut must not bring it back
         return offer
 
+    def spend(self, token: str, offer: Offer, now: datetime) -> bool:
+        """Use up, durably, a token that others made (`pki.pods`): true for one caller, once, until the offer is over.
+
+        Raises:
+            ConfigError: the disk refuses; then it is as good as used.
+        """
+        files.make_private_directory(self._directory)
+        self.sweep(now)
+        spent = f"{hashlib.sha256(token.encode()).hexdigest()}{_SPENT}"
+        if (self._directory / spent).exists():
+            return False
+        files.write(self._directory, files.Pem(spent, msgspec.json.encode(offer), is_private=True))
+        return True
+
     def waiting(self, now: datetime) -> tuple[Offer, ...]:
         """Return what waits for its use, the first to end first."""
         found = (self._read(path) for path in self._files())
@@ -166,7 +181,7 @@ class Tokens:
 
     def sweep(self, now: datetime) -> None:
         """Remove what has ended, and what nobody can read."""
-        for path in self._files():
+        for path in (*self._files(), *self._directory.glob(f"*{_SPENT}")):
             offer = self._read(path)
             if offer is None or offer.is_over(now):
                 path.unlink(missing_ok=True)

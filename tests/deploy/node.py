@@ -25,7 +25,8 @@ import httpx
 import trustme
 
 from tests.deploy.charts import Document, one, pod_of
-from tests.system.hosts import Host, Service, free_port
+from tests.deploy.cluster import ISSUER, Cluster
+from tests.system.hosts import PROGRAM, Host, Service, free_port
 
 TOKEN = "a-service-accounts-token"
 MODE = 0o440 if os.geteuid() == 0 else 0o600
@@ -38,9 +39,14 @@ class SecretsApi:
 
     secrets: dict[str, Document] = field(default_factory=dict)
     asked: list[str] = field(default_factory=list)
+    cluster: Cluster = field(default_factory=Cluster)
 
     def answer(self, method: str, path: str, body: Document | None) -> tuple[int, Document]:
         """Return status and body."""
+        if path == "/.well-known/openid-configuration":
+            return 200, {"issuer": ISSUER, "jwks_uri": f"{ISSUER}/openid/v1/jwks"}
+        if path == "/openid/v1/jwks":
+            return 200, {"keys": self.cluster.keys}
         self.asked.append(f"{method} {path}")
         prefix, _, name = path.partition("/api/v1/namespaces/flows/secrets")
         name = name.lstrip("/") or (body["metadata"]["name"] if body else "")
@@ -106,15 +112,16 @@ class Node:
     root: Path
     documents: list[Document]
     secrets: dict[str, Document]
+    cluster: Cluster = field(default_factory=Cluster)
     ports: dict[str, int] = field(
         default_factory=lambda: {name: free_port() for name in ("8080", "50055", "8091", "8092")}
     )
 
-    def pod(self, kind: str, name: str) -> Pod:
+    def pod(self, kind: str, name: str, called: str = "pod-1") -> Pod:
         """Mount what a pod mounts."""
         found = pod_of(one(self.documents, kind, name))
         assert found is not None
-        made = Pod(self, found["spec"], self.root / f"{kind}-{name}")
+        made = Pod(self, found["spec"], self.root / f"{kind}-{name}", called)
         made.mount()
         return made
 
@@ -131,6 +138,7 @@ class Pod:
     node: Node
     spec: Document
     root: Path
+    called: str = "pod-1"
 
     def mount(self) -> None:
         """Write the files of its volumes."""
@@ -148,6 +156,17 @@ class Pod:
                 data = self.node.secrets[volume["secret"]["secretName"]]["data"]
                 items = volume["secret"].get("items", [{"key": key, "path": key} for key in data])
                 self._write(folder, {item["path"]: base64.b64decode(data[item["key"]]) for item in items}, MODE)
+
+            for source in volume.get("projected", {}).get("sources", []):
+                token = source["serviceAccountToken"]
+                assert 600 <= token["expirationSeconds"] <= 3600, "the kubelet makes none for less"
+                said = self.token(audience=token["audience"])
+                self._write(folder, {token["path"]: said.encode()}, MODE)
+
+    def token(self, **more: Any) -> str:
+        """Return what the cluster says of this pod; `more` as `Cluster.token`."""
+        about = {"pod": self.called, "account": self.spec["serviceAccountName"]}
+        return self.node.cluster.token(**{**about, **more})
 
     def _write(self, folder: Path, files: dict[str, bytes], mode: int) -> None:
         for name, data in files.items():
@@ -170,13 +189,14 @@ class Pod:
         """Return the variables of a container, references resolved."""
         made: dict[str, str] = {}
         for item in container.get("env", []):
-            value = item.get("value", "pod-1")
+            value = item.get("value", self.called)
             made[item["name"]] = self.within(re.sub(r"\$\((\w+)\)", lambda m: made[m[1]], value))
         return made
 
     def run(self, container: Document, **more: str) -> subprocess.CompletedProcess[str]:
         """Run a container that ends by itself."""
-        words = [self.within(word) for word in container["command"]]
+        # Without a command, arguments go to the image's, which is ours.
+        words = [self.within(word) for word in container.get("command", [str(PROGRAM), *container.get("args", [])])]
         env = {"PATH": os.environ["PATH"], "TMPDIR": str(self.root), **self.environment(container), **more}
         return subprocess.run(words, env=env, capture_output=True, text=True, timeout=120, check=False)
 
@@ -188,9 +208,12 @@ class Pod:
         return subprocess.run(inside, env=env, capture_output=True, text=True, timeout=60, check=False)
 
     @contextmanager
-    def service(self) -> Iterator[Service]:
-        """Run its init containers, then its container, until its readiness probe is content."""
-        for init in self.spec.get("initContainers", []):
+    def service(self, *, is_restart: bool = False, **more: str) -> Iterator[Service]:
+        """Run its init containers, then its container, with `more` variables, until its readiness probe is content.
+
+        `is_restart`: as when only the container ended; then init containers do not run again.
+        """
+        for init in [] if is_restart else self.spec.get("initContainers", []):
             done = self.run(init)
             assert done.returncode == 0, done.stderr
         container = self.spec["containers"][0]
@@ -199,7 +222,7 @@ class Pod:
         class Contained(Host):
             @property
             def environment(self) -> dict[str, str]:
-                return {**super().environment, **own, "DAGU_SCHEDULER_PORT": "0"}
+                return {**super().environment, **own, "DAGU_SCHEDULER_PORT": "0", **more}
 
         with Contained(self.at("/var/lib/dagu")).service(*(self.within(word) for word in container["args"])) as running:
             # As the kubelet: nothing else is asked until the start was seen.

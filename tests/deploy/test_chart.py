@@ -79,6 +79,8 @@ def test_a_typo_at_any_level_is_refused() -> None:
         (("--set", "peer.tls.source=none"), "source"),
         (("--set", "peer.tls.helper.join.enabled=true,deploymentMode=standalone"), "peer.tls.helper.join needs"),
         (("--set", "peer.tls.helper.join.enabled=true,peer.tls.source=certManager"), "peer.tls.helper.join needs"),
+        (("--set", "workerPools.general.enrolment=join"), "enrolment join needs peer.tls.helper.join.enabled"),
+        (("--set", "worker.enrolment=token"), "enrolment"),
         (("--set", "peer.tls.source=existingSecrets"), "name the Secret in peer.tls.existingSecrets.coordinator"),
         (("--set", "config.settings.peer.insecure=true"), "peer"),
         (("--set", "config.settings.tls.insecure=true"), "tls"),
@@ -179,7 +181,7 @@ def test_the_guide_names_values_and_commands_that_there_are() -> None:
             assert key in found, f"{name} is no value"
             found = found[key]
     blocks = [YAML(typ="safe").load(block) for block in re.findall(r"```yaml\n(.*?)```", text, re.DOTALL)]
-    assert len(blocks) == 4
+    assert len(blocks) == 5
     lines = re.findall(r"^secure-dagu (.*)$", text, re.MULTILINE)
     assert len(lines) == 4
     for line in lines:

@@ -11,17 +11,20 @@ import tarfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from tempfile import gettempdir
 
 import pytest
 from cryptography import x509
 
 from tests.deploy.charts import shape
+from tests.deploy.cluster import ISSUER, Cluster
 from tests.deploy.node import Node, Pod, secret
 from tests.deploy.operating import FULL, HELLO, TOKEN, PkiJob, dispatched, executed, stopped, workers
 from tests.needs import program
 from tests.system.hosts import Host, Service
 
 GPU = f"worker_selector: {{gpu: 'true'}}\n{HELLO}"
+GPU_POOL, POD = f"{FULL}-worker-gpu", f"{FULL}-worker-gpu-6d4cf56db6-x7k2p"
 ROOT, CA, JOIN = (f"{FULL}-{name}" for name in ("root", "ca", "join"))
 
 
@@ -44,7 +47,7 @@ def secrets(job: PkiJob) -> PkiJob:
 @pytest.fixture
 def node(secrets: PkiJob, tmp_path: Path) -> Node:
     """Return where the release runs."""
-    return Node(tmp_path / "node", shape("joining"), secrets.api.secrets)
+    return Node(tmp_path / "node", shape("joining"), secrets.api.secrets, secrets.api.cluster)
 
 
 @pytest.fixture
@@ -135,6 +138,68 @@ def test_who_is_revoked_is_out_and_pools_stay(node: Node, outside: Host, tmp_pat
             worker.wait_for("revoked")
         assert "coordinator.reached" not in worker.text
         stopped(running)
+
+
+def test_a_pod_joins_by_itself_with_a_key_of_its_own_and_renews_its_certificate(node: Node, tmp_path: Path) -> None:
+    assert not any("worker-gpu" in name for name in node.secrets), "the pool has no certificate"
+    with coordinating(node) as (_, running):
+        pod = node.pod("Deployment", GPU_POOL, POD)
+        with pod.service() as worker:
+            found = {row["id"]: row["labels"] for row in json.loads(workers(node, tmp_path))["workers"]}
+            assert found == {POD: {"gpu": "true"}}
+            assert "succeeded" in dispatched(node, tmp_path, GPU)
+            stopped(worker)
+        place = pod.at("/var/lib/dagu/pki")
+        assert stat.S_IMODE((place / f"{POD}.key").stat().st_mode) == 0o600
+        running.wait_for(f"enrolment.joined.*/worker/{POD}")
+        before = (place / f"{POD}.crt").read_bytes()
+        with pod.service(is_restart=True, **_in(20)) as late:
+            late.wait_for("renewal.done")
+            stopped(late)
+        assert (place / f"{POD}.crt").read_bytes() != before
+        stopped(running)
+
+
+def test_the_word_of_the_cluster_is_good_once_for_this_pool_and_its_labels(node: Node) -> None:
+    with coordinating(node) as (_, running):
+        pod = node.pod("Deployment", GPU_POOL, POD)
+        (join,) = pod.spec["initContainers"]
+        token = pod.at("/etc/dagu/pod/token")
+        assert pod.run(join).returncode == 0
+        again = pod.run(join)
+        assert again.returncode == 4
+        assert "did not accept the token" in again.stderr
+        running.wait_for("enrolment.refused.*used before")
+        audience = json.loads(base64.b64decode(node.secrets[JOIN]["data"]["pods.json"]))["audience"]
+        for said, why in (
+            (pod.token(audience=audience, account=f"{FULL}-worker-general"), "flows/.*general may not join"),
+            (pod.token(audience=audience, namespace="other"), "other/.*gpu may not join"),
+            (pod.token(audience=ISSUER), "udience"),
+            (Cluster().token(pod=POD, account=GPU_POOL, audience=audience), "ignature"),
+        ):
+            token.chmod(0o600)
+            token.write_text(said)
+            assert pod.run(join).returncode == 4
+            running.wait_for(f"enrolment.refused.*{why}")
+        worker, labels = pod.spec["containers"][0], "--worker.labels=gpu=true,zone=eu"
+        claims = pod.run(
+            {**worker, "args": [*worker["args"], labels]}, DAGU_WORKER_HEALTH_PORT="0", TMPDIR=gettempdir()
+        )
+        assert claims.returncode == 4, claims.stderr
+        assert "zone" in claims.stderr
+        stopped(running)
+
+
+def test_new_keys_of_the_cluster_reach_the_coordinator_through_the_job(secrets: PkiJob) -> None:
+    before = json.loads(_data(secrets, JOIN)["pods.json"])
+    assert before["pools"] == [{"namespace": "flows", "service_account": GPU_POOL, "labels": ["gpu=true"]}]
+    assert [key["kid"] for key in before["keys"]] == ["one"]
+    assert not [key for key in before["keys"] if "d" in key]
+    assert secrets.run().stdout == "nothing to do\n"
+    secrets.api.cluster = Cluster(kid="two")
+    assert secrets.run().returncode == 0
+    after = _data(secrets, JOIN)
+    assert [key["kid"] for key in json.loads(after["pods.json"])["keys"]] == ["two"]
 
 
 def test_the_root_is_in_one_secret_and_the_issuing_key_on_no_disk(secrets: PkiJob, node: Node) -> None:

@@ -156,7 +156,7 @@ def test_what_the_guide_makes_ends_when_it_says(tmp_path: Path) -> None:
 def test_the_pools_work_as_documented_and_strangers_are_refused(tmp_path: Path) -> None:
     found = overlay("gpu-pool")
     node = Node(tmp_path / "node", found, _made_as_documented(tmp_path))
-    beside = Node(node.root, found, node.secrets, node.ports | {"8092": free_port()})
+    beside = Node(node.root, found, node.secrets, ports=node.ports | {"8092": free_port()})
     file = tmp_path / "train.yaml"
     file.write_text("worker_selector: {gpu: 'true'}\nsteps:\n  - id: hello\n    run: echo $DAGU_WORKER_ID\n")
     with ExitStack() as stack:

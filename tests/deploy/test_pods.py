@@ -118,9 +118,23 @@ def test_only_the_coordinators_init_container_sees_the_key_of_its_ca(name: str) 
         assert not volumes or _component(pod) == "coordinator", where
         for container in pod["spec"]["containers"]:
             for mount in container["volumeMounts"]:
-                assert volumes.get(mount["name"], {"issuing.crt"}) == {"issuing.crt"}, where
+                assert volumes.get(mount["name"], {"issuing.crt"}) <= {"issuing.crt", "pods.json"}, where
+                assert volumes.get(mount["name"], {"issuing.crt"}), f"{where}: everything"
         memory = [volume["emptyDir"] for volume in pod["spec"]["volumes"] if volume["name"] == "issuing-key"]
         assert [volume["medium"] for volume in memory] == (["Memory"] if volumes else []), where
+
+
+@shapes
+def test_a_pods_own_token_is_for_our_coordinator_and_seen_by_its_init_container_alone(name: str) -> None:
+    for where, pod in _pods(shipped(name)):
+        said = {
+            volume["name"]: source["serviceAccountToken"]
+            for volume in pod["spec"].get("volumes", [])
+            for source in volume.get("projected", {}).get("sources", [])
+        }
+        assert all(token["audience"].startswith("spiffe://") for token in said.values()), where
+        for container in pod["spec"]["containers"]:
+            assert not said.keys() & {mount["name"] for mount in container["volumeMounts"]}, where
 
 
 def _keys(value: Any) -> set[str]:
@@ -139,7 +153,10 @@ def test_plaintext_exists_only_where_it_was_asked_for(name: str) -> None:
         elif insecure:
             assert settings["peer"] == {"insecure": True}
         else:
-            assert {"cert_file", "key_file", "client_ca_file"} <= settings["peer"].keys()
+            # Nothing said is the standard place, which only a pod that joins has filled.
+            joins = name == "joining" and settings.get("worker", {}).get("labels") == {"gpu": "true"}
+            files = {"cert_file", "key_file", "client_ca_file"}
+            assert files & settings["peer"].keys() == (set() if joins else files)
             assert "insecure" not in settings["peer"]
 
 

@@ -22,6 +22,7 @@ deny contains msg if {
 	some found in settings_of(pod)
 	talks_to_peers(found)
 	not mutual(found)
+	not joined(pod, found)
 	not excepted(pod)
 	msg := sprintf("%s: no mutual TLS, and no value peer.insecure with the Secret of an exception that it mounts", [where])
 }
@@ -31,6 +32,13 @@ mutual(found) if {
 	every key in {"cert_file", "key_file", "client_ca_file"} {
 		startswith(found.peer[key], "/")
 	}
+}
+
+# A pod that joins has its certificate in the standard place, so no setting speaks of one, and none of plaintext.
+joined(pod, found) if {
+	object.keys(object.get(found, "peer", {})) & {"insecure", "cert_file", "key_file", "client_ca_file"} == set()
+	some container in pod.spec.initContainers
+	container.args[0] == "join"
 }
 
 # Flags and variables go before the file, so neither may speak of it.

@@ -109,3 +109,23 @@ deny contains msg if {
 	count(drains_s(found)) == 0
 	msg := sprintf("%s: no drain deadline in its settings", [where])
 }
+
+# What a cluster says of a pod is for one reader, which is not the cluster, and what runs steps does not see it.
+deny contains msg if {
+	some where, pod in pods
+	some volume in pod.spec.volumes
+	some source in volume.projected.sources
+	object.get(source.serviceAccountToken, "audience", "") == ""
+	msg := sprintf("%s: volume %s is a token of the cluster", [where, volume.name])
+}
+
+deny contains msg if {
+	some where, pod in pods
+	some volume in pod.spec.volumes
+	some source in volume.projected.sources
+	source.serviceAccountToken
+	some container in pod.spec.containers
+	some mount in container.volumeMounts
+	mount.name == volume.name
+	msg := sprintf("%s, %s: sees the token in volume %s after the pod has started", [where, container.name, volume.name])
+}

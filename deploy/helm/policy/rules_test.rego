@@ -158,6 +158,19 @@ test_only_the_named_component_has_a_token if {
 	said([put("account/automountServiceAccountToken", true)]) == {"ServiceAccount worker: hands its token to every pod"}
 }
 
+with_a_token(token, mounts) := said([
+	put(concat("/", [pod, "volumes/-"]), {"name": "word", "projected": {"sources": [{"serviceAccountToken": token}]}}),
+	put(concat("/", [container, "volumeMounts"]), mounts),
+])
+
+test_a_pods_own_token_is_for_another_reader_and_for_the_start if {
+	ours := {"path": "token", "audience": "spiffe://ours"}
+	with_a_token(ours, []) == set()
+	with_a_token({"path": "token"}, []) == {"Deployment worker: volume word is a token of the cluster"}
+	seen := [{"name": "word", "mountPath": "/word"}]
+	with_a_token(ours, seen) == about("sees the token in volume word after the pod has started")
+}
+
 test_the_nodes_namespaces_are_refused if {
 	every shared in {"hostNetwork", "hostPID", "hostIPC"} {
 		of_pod(shared, true) == {sprintf("Deployment worker: %s", [shared])}
@@ -245,6 +258,7 @@ test_what_serves_does_not_mount_the_key if {
 	every keys in {["issuing.key"], ["issuing.crt", "issuing.key"], []} {
 		having("coordinator", in_volume("dagu-join", keys), mounted) == about("mounts the key in Secret dagu-join")
 	}
+	having("coordinator", in_volume("dagu-join", ["issuing.crt", "pods.json"]), mounted) == set()
 }
 
 test_a_job_that_cannot_be_read_is_not_sound if {
@@ -281,6 +295,22 @@ test_half_of_mutual_tls_is_none if {
 	of_settings(file(object.union(mutual_files, {"insecure": true}))) == not_mutual
 	of_settings(file({})) == not_mutual
 	of_settings(yaml.marshal({"worker": {"drain_timeout": "300s"}})) == not_mutual
+}
+
+joining(peer, args) := said([
+	put("settings/data/dagu.yaml", file(peer)),
+	put(concat("/", [pod, "initContainers"]), [object.union(
+		object.remove(worker.spec.template.spec.containers[0], {"volumeMounts"}),
+		{"name": "join", "args": args},
+	)]),
+])
+
+test_a_pod_that_joins_needs_no_files_and_nothing_less if {
+	joining({}, ["join", "--no-start"]) == set()
+	joining({}, ["doctor"]) == not_mutual
+	joining({"insecure": true}, ["join"]) == not_mutual
+	joining({"insecure": false}, ["join"]) == not_mutual
+	joining(object.remove(mutual_files, {"key_file"}), ["join"]) == not_mutual
 }
 
 test_a_coordinator_is_a_peer_too if {

@@ -3,11 +3,13 @@
 Run by the Jobs of the chart with what is wanted in a JSON file, whose path is the one argument:
 
     {"root": SECRET, "ca": SECRET, "join": SECRET | "", "trust_domain": NAME, "metadata_labels": {K: V},
-     "certificates": [{"secret": SECRET, "role": ROLE, "name": NAME, "advertise": [NAME], "labels": {K: V}}]}
+     "certificates": [{"secret": SECRET, "role": ROLE, "name": NAME, "advertise": [NAME], "labels": {K: V}}],
+     "pods": {"audience": NAME, "pools": [{"namespace": NAME, "service_account": NAME, "labels": ["K=V"]}]}}
 
     root    what every peer trusts; it signs the two CAs below it and nothing else, and nothing mounts it
     ca      the issuing CA that signs `certificates` here; nothing mounts it
     join    the issuing CA with which the coordinator lets machines join, which alone mounts it; empty: none
+    pods    which pods may join by themselves; into `join`, with the public keys by which this cluster speaks for them
 
 What is there and fits is left alone, so it may run at any time. Homes are packed into `root` and `ca`; two runs at once
 cannot both change one (`resourceVersion`): the later one fails and is tried again. Once `root` was taken away, to be
@@ -53,13 +55,13 @@ class Api:
         host, port = os.environ["KUBERNETES_SERVICE_HOST"], os.environ["KUBERNETES_SERVICE_PORT"]
         namespace = (ACCOUNT / "namespace").read_text().strip()
         bracketed = f"[{host}]" if ":" in host else host
-        self._url = f"https://{bracketed}:{port}/api/v1/namespaces/{namespace}/secrets"
+        self._server, self._secrets = f"https://{bracketed}:{port}", f"/api/v1/namespaces/{namespace}/secrets"
         self._trust = ssl.create_default_context(cafile=ACCOUNT / "ca.crt")
 
     def get(self, name: str) -> Secret | None:
         """Return one, or None."""
         try:
-            return self._ask("GET", f"/{name}")
+            return self._ask("GET", f"{self._secrets}/{name}")
         except urllib.error.HTTPError as error:
             if error.code == 404:
                 return None
@@ -67,11 +69,18 @@ class Api:
 
     def put(self, secret: Secret, *, exists: bool) -> Secret:
         """Write one; fails if somebody else was faster."""
-        return self._ask("PUT", f"/{secret['metadata']['name']}", secret) if exists else self._ask("POST", "", secret)
+        if exists:
+            return self._ask("PUT", f"{self._secrets}/{secret['metadata']['name']}", secret)
+        return self._ask("POST", self._secrets, secret)
+
+    def voice(self) -> dict[str, Any]:
+        """Return by what the cluster's word about its pods is known: its name as an issuer, and its public keys."""
+        issuer = self._ask("GET", "/.well-known/openid-configuration")["issuer"]
+        return {"issuer": issuer, "keys": self._ask("GET", "/openid/v1/jwks")["keys"]}
 
     def _ask(self, method: str, path: str, body: Secret | None = None) -> Secret:
         request = urllib.request.Request(
-            self._url + path,
+            self._server + path,
             method=method,
             data=None if body is None else json.dumps(body).encode(),
             headers={
@@ -170,12 +179,15 @@ def _bring_ca(root: Kept, ca: Kept) -> bool:
 
 
 def _bring_join(root: Kept, ca: Kept, name: str, home: Path) -> bool:
-    """Make or renew the issuing CA of the coordinator; tell if it did. The key stays the same when it is renewed."""
-    trusted = (ca.home / "pki/ca.crt").read_bytes()
-    before = root.api.get(name)
-    found = {} if before is None else _data(before)
-    request = home / "pki/issuing.csr"
-    if before is None or found["ca.crt"] != trusted:
+    """Make or renew the issuing CA of the coordinator, and say which pods may join; tell if anything is new.
+
+    The key stays the same when the CA is renewed.
+    """
+    api, wanted = root.api, root.wanted
+    before = api.get(name)
+    there = {} if before is None else _data(before)
+    found = dict(there)
+    if there.get("ca.crt") != (ca.home / "pki/ca.crt").read_bytes():
         if not (ca.home / "pki/issuing.crt").exists():
             raise SystemExit(
                 f"peer.tls.helper.join wants a root, and the CA in Secret {ca.name} was made without one.\n"
@@ -186,14 +198,20 @@ def _bring_join(root: Kept, ca: Kept, name: str, home: Path) -> bool:
         home.mkdir(mode=0o700)
         _program(home, "pki", "init", "--issuing-ca")
         found = {file: (home / "pki" / file).read_bytes() for file in ("issuing.key", "issuing.csr")}
-    elif not _is_due(found["issuing.crt"]) or not _may_sign(root, found["issuing.crt"]):
+    if "issuing.crt" not in found or (_is_due(found["issuing.crt"]) and _may_sign(root, found["issuing.crt"])):
+        request = home / "pki/issuing.csr"
+        request.parent.mkdir(parents=True, exist_ok=True)
+        request.write_bytes(found["issuing.csr"])
+        signed = _sign(root, request)
+        found |= {file: (signed / file).read_bytes() for file in ("issuing.crt", "ca.crt")}
+        print(f"signed the issuing CA in Secret {name}")
+    found["pods.json"] = b""
+    if wanted["pods"]["pools"]:
+        found["pods.json"] = json.dumps(api.voice() | wanted["pods"], sort_keys=True).encode()
+    if found == there:
         return False
-    request.parent.mkdir(parents=True, exist_ok=True)
-    request.write_bytes(found["issuing.csr"])
-    signed = _sign(root, request)
-    found |= {file: (signed / file).read_bytes() for file in ("issuing.crt", "ca.crt")}
-    _put(root.api, _secret(root.wanted, name, found), before)
-    print(f"signed the issuing CA in Secret {name}")
+    _put(api, _secret(wanted, name, found), before)
+    print(f"wrote Secret {name}")
     return True
 
 

@@ -53,6 +53,8 @@ helm.sh/chart: {{ printf "%s-%s" (index . 0).Chart.Name (index . 0).Chart.Versio
 {{- define "dagu.isTested" -}}{{- if and (include "dagu.isTls" .) (include "dagu.isDistributed" .) -}}yes{{- end -}}{{- end -}}
 {{- define "dagu.joins" -}}{{- if and .Values.peer.tls.helper.join.enabled (include "dagu.isTested" .) (eq .Values.peer.tls.source "helper") -}}yes{{- end -}}{{- end -}}
 {{- define "dagu.trustDomain" -}}{{- .Values.peer.trustDomain | default (printf "%s.%s" (include "dagu.fullname" .) .Release.Namespace) -}}{{- end -}}
+{{/* For whom the cluster makes the tokens of pods that join. */}}
+{{- define "dagu.audience" -}}{{- printf "spiffe://%s" (include "dagu.trustDomain" .) -}}{{- end -}}
 {{- define "dagu.serviceHost" -}}{{- printf "%s.%s.svc.%s" (include "dagu.component" (list . "coordinator")) .Release.Namespace .Values.clusterDomain -}}{{- end -}}
 {{- define "dagu.advertise" -}}{{- .Values.coordinator.advertise | default (include "dagu.serviceHost" .) -}}{{- end -}}
 
@@ -97,6 +99,9 @@ helm.sh/chart: {{ printf "%s-%s" (index . 0).Chart.Name (index . 0).Chart.Versio
 {{- $_ := set $pool "terminationGracePeriodSeconds" (add $least 30) -}}
 {{- else if le (int64 $pool.terminationGracePeriodSeconds) $least -}}
 {{- fail (printf "workerPools.%s: terminationGracePeriodSeconds must be more than drainTimeoutSeconds + 60 (%d), else running work is killed" (index . 1) $least) -}}
+{{- end -}}
+{{- if and (eq $pool.enrolment "join") (not (include "dagu.joins" (index . 0))) -}}
+{{- fail (printf "workerPools.%s: enrolment join needs peer.tls.helper.join.enabled" (index . 1)) -}}
 {{- end -}}
 {{- toJson $pool -}}
 {{- end -}}
