@@ -162,7 +162,8 @@ class _Port:
 
 
 def _json(facts: Mapping[str, Any]) -> bytes:
-    return json.dumps(facts, default=str).encode() + b"\n"
+    # no spaces: probes look for `"status":"healthy"`
+    return json.dumps(facts, default=str, separators=(",", ":")).encode() + b"\n"
 
 
 _JSON = "application/json"

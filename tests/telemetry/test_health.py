@@ -63,6 +63,7 @@ async def test_health_tells_the_facts() -> None:
     assert answer.startswith(b"HTTP/1.1 200 ")
     assert b"cache-control: no-store" in answer
     assert json.loads(body(answer)) == {**FACTS, "ready": True}
+    assert body(answer).startswith(b'{"status":"healthy"'), "probes look for these bytes"
 
 
 async def test_who_cannot_work_is_alive_but_not_ready_and_says_why() -> None:

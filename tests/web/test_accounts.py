@@ -142,6 +142,8 @@ async def test_no_account_has_more_rights_than_were_asked_for(site: Site, admin:
     owned = {**key, "ownerUserId": made.json()["user"]["id"], "workspaceAccess": every, "allowedSurfaces": ["rest_api"]}
     answer = await admin.post(f"{API}/api-keys", json=owned)
     assert answer.status_code == 201, answer.text
+    shown = (await admin.get(f"{API}/api-keys/{answer.json()['apiKey']['id']}")).json()["apiKey"]
+    assert shown["ownerUsername"] == made.json()["user"]["username"]
     narrowed = await admin.patch(f"{API}/users/{made.json()['user']['id']}", json={"workspaceAccess": some})
     assert narrowed.status_code == 400
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 from typing import Annotated, Any, Literal, NotRequired
 
 from fastapi import APIRouter, Request
@@ -10,7 +11,8 @@ from starlette.responses import Response
 from typing_extensions import TypedDict
 
 from secure_dagu.audit.events import Action
-from secure_dagu.errors import Unauthenticated
+from secure_dagu.errors import NotFound, Unauthenticated
+from secure_dagu.web.accounts import Accounts
 from secure_dagu.web.api.bodies import Body
 from secure_dagu.web.api.deps import Account, Admin, Viewer, empty, reply
 from secure_dagu.web.api.shapes import moment
@@ -158,6 +160,7 @@ class KeyShape(TypedDict):
     allowedSurfaces: list[str]
     attributionClass: str
     ownerUserId: str
+    ownerUsername: NotRequired[str]
     serviceAccountName: str
     keyPrefix: str
     createdAt: str
@@ -306,7 +309,8 @@ async def reset_password(request: Request, account: Admin, userId: str, body: Re
 @router.get("/api-keys", response_model=KeyList)
 async def list_keys(request: Request, _: Admin) -> Response:
     """List all API keys, without their texts."""
-    return reply(request, {"apiKeys": [_key(key) for key in _door(request).accounts.api_keys()]})
+    accounts = _door(request).accounts
+    return reply(request, {"apiKeys": [_key(key, accounts) for key in accounts.api_keys()]})
 
 
 @router.post("/api-keys", response_model=MadeKey, status_code=201)
@@ -319,7 +323,7 @@ async def make_key(request: Request, account: Admin, body: NewKey) -> Response:
         attribution_class=body.attributionClass, service_account_name=body.serviceAccountName,
         owner_user_id=body.ownerUserId,
     )  # fmt: skip
-    answer = reply(request, {"apiKey": _key(made), "key": said}, status=201)
+    answer = reply(request, {"apiKey": _key(made, door.accounts), "key": said}, status=201)
     answer.headers["Cache-Control"] = "no-store"
     return answer
 
@@ -327,7 +331,8 @@ async def make_key(request: Request, account: Admin, body: NewKey) -> Response:
 @router.get("/api-keys/{keyId}", response_model=OneKey)
 async def get_key(request: Request, _: Admin, keyId: str) -> Response:
     """Show an API key, without its text."""
-    return reply(request, {"apiKey": _key(_door(request).accounts.api_key(keyId))})
+    accounts = _door(request).accounts
+    return reply(request, {"apiKey": _key(accounts.api_key(keyId), accounts)})
 
 
 @router.patch("/api-keys/{keyId}", response_model=OneKey)
@@ -347,7 +352,7 @@ async def change_key(request: Request, account: Admin, keyId: str, body: KeyChan
         changes["role"] = Role(said["role"])
     if "expiresAt" in said:
         changes["expires_at"] = said["expiresAt"]
-    return reply(request, {"apiKey": _key(await door.accounts.change_key(keyId, changes))})
+    return reply(request, {"apiKey": _key(await door.accounts.change_key(keyId, changes), door.accounts)})
 
 
 @router.delete("/api-keys/{keyId}", status_code=204, response_model=None)
@@ -409,8 +414,8 @@ def _shape(*, id: str, username: str, role: str, provider: str) -> UserShape:  #
     }  # fmt: skip
 
 
-def _key(key: ApiKey) -> KeyShape:
-    return {
+def _key(key: ApiKey, accounts: Accounts) -> KeyShape:
+    shape: KeyShape = {
         "id": key.id, "name": key.name, "description": key.description, "role": key.role.value,
         "workspaceAccess": {"all": True, "grants": []}, "allowedSurfaces": ["rest_api"],
         "attributionClass": key.attribution_class, "ownerUserId": key.owner_user_id,
@@ -418,3 +423,7 @@ def _key(key: ApiKey) -> KeyShape:
         "updatedAt": key.updated_at, "createdBy": key.created_by, "expiresAt": key.expires_at or None,
         "lastUsedAt": key.last_used_at or None,
     }  # fmt: skip
+    if key.owner_user_id:
+        with contextlib.suppress(NotFound):  # the owner may be gone
+            shape["ownerUsername"] = accounts.user(key.owner_user_id).username
+    return shape

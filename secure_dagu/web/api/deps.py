@@ -6,7 +6,7 @@ from collections.abc import Awaitable, Callable, Mapping
 from enum import IntEnum, StrEnum
 from hashlib import sha256
 from pathlib import Path
-from typing import Annotated, Any, Protocol
+from typing import Annotated, Any, NotRequired, Protocol
 
 from fastapi import Depends, Request
 from msgspec import Struct
@@ -170,10 +170,11 @@ class Parts(Struct, frozen=True, kw_only=True):
 
 
 class ErrorBody(TypedDict):
-    """What is wrong."""
+    """What is wrong; `error` says it in a word of its own where a stream is asked for."""
 
     code: str
     message: str
+    error: NotRequired[str]
 
 
 class Empty(TypedDict):

@@ -33,6 +33,8 @@ _ANSWERS: tuple[tuple[type[errors.SecureDaguError], int, str], ...] = (
 )
 _CODES = {400: "bad_request", 401: "unauthorized", 403: "forbidden", 404: "not_found", 405: "method_not_allowed",
           408: "timeout", 409: "conflict", 413: "payload_too_large", 429: "rate_limited"}  # fmt: skip
+_STREAM_WORDS = frozenset({"unknown_session", "too_many_topics"})
+"""What clients of `/events/stream` look for in `error`, beside the body that every error has."""
 _UNEXPECTED = "An unexpected error occurred"
 
 
@@ -44,9 +46,9 @@ def install(app: FastAPI) -> None:
     app.add_exception_handler(Exception, _unexpected)
 
 
-def answer(status: int, code: str, message: str, **headers: str) -> Response:
-    """Return an error as JSON."""
-    body = encoded({"code": code, "message": message})
+def answer(status: int, code: str, message: str, *, word: str = "", **headers: str) -> Response:
+    """Return an error as JSON; `word` is one of those of streams, or empty."""
+    body = encoded({"code": code, "message": message, **({"error": word} if word else {})})
     return Response(body, status_code=status, media_type="application/json", headers=headers)
 
 
@@ -71,7 +73,7 @@ async def _ours(request: Request, error: Exception) -> Response:
     )
     if isinstance(error, TooOften):
         headers["Retry-After"] = str(error.wait_s)
-    return answer(status, code, message, **headers)
+    return answer(status, code, message, word=error.what if error.what in _STREAM_WORDS else "", **headers)
 
 
 async def _invalid(_: Request, error: Exception) -> Response:
