@@ -20,7 +20,9 @@ def test_every_command_that_an_error_names_exists() -> None:
     top = commands_of(build_parser())
     pki = commands_of(top["pki"])
     named = {
-        found for source in SOURCES for found in re.findall(r"`secure-dagu ([a-z-]+(?: [a-z-]+)?)", source.read_text())
+        found
+        for source in SOURCES
+        for found in re.findall(r"`secure-dagu (?:--context \S+ )?([a-z-]+(?: [a-z-]+)?)", source.read_text())
     }
     assert named
     for words in sorted(named):
