@@ -123,11 +123,15 @@ async def _start(here: Here) -> int:
     run_id = workflow.run_id_argument(args)
     if args.from_run_id:
         dag = await server.dag_of(word)
-        told = await server.again(here.ref(dag, args.from_run_id), run_id=run_id, name=args.name)
-        return await _to_end(here, here.ref(args.name or dag, told.dag_run_id))
+        old = here.ref(dag, args.from_run_id)
+        return await _begun(here, here.ref(args.name or dag, run_id), lambda: _again(server, old, run_id, args.name))
     found = await server.definition_of(word)
-    begun = await server.start(found.file, _wanted(here, run_id))
-    return await _to_end(here, here.ref(args.name or found.dag, begun))
+    wanted = _wanted(here, run_id)
+    return await _begun(here, here.ref(args.name or found.dag, run_id), lambda: server.start(found.file, wanted))
+
+
+async def _again(server: Server, old: DagRunRef, run_id: str, name: str = "") -> str:
+    return (await server.again(old, run_id=run_id, name=name)).dag_run_id
 
 
 async def _enqueue(here: Here) -> int:
@@ -137,8 +141,9 @@ async def _enqueue(here: Here) -> int:
     _refuse_local_flags(here)
     wanted = _wanted(here, workflow.run_id_argument(args))
     found = await server.definition_of(word)
-    run_id = await server.enqueue(found.file, wanted)
-    fields = {"dag": args.name or found.dag, "run-id": run_id, "queue": args.queue, "params": wanted.params}
+    dag = args.name or found.dag
+    run_id = await _sent(here, here.ref(dag, wanted.run_id), lambda: server.enqueue(found.file, wanted))
+    fields = {"dag": dag, "run-id": run_id, "queue": args.queue, "params": wanted.params}
     here.said("INFO", "Enqueued dag-run", fields)
     return 0
 
@@ -284,8 +289,8 @@ async def _restart(here: Here) -> int:
         await _until(here, old, stop, _is_over, stops_it=False)
         if stop.is_set():
             return 0
-    told = await server.again(old, run_id=new_run_id())
-    return await _to_end(here, here.ref(dag, told.dag_run_id))
+    run_id = new_run_id()
+    return await _begun(here, here.ref(dag, run_id), lambda: _again(server, old, run_id))
 
 
 async def _dequeue(here: Here) -> int:
@@ -331,12 +336,30 @@ async def _newest_status(here: Here, dag: str) -> Any:
 # ── waiting for the end of a run ─────────────────────────────────────────────────────────────────────────────────────
 
 
-async def _to_end(here: Here, ref: DagRunRef) -> int:
-    """Wait for the end of a run that has begun, and print its summary; SIGINT and SIGTERM stop the run."""
-    here.said("INFO", "DAG run started", {"dag": ref.name, "run-id": ref.run_id, "context": here.context.name})
+async def _begun(here: Here, ref: DagRunRef, begin: Callable[[], Awaitable[str]]) -> int:
+    """Begin a run, wait for its end, and print its summary; SIGINT and SIGTERM stop the run.
+
+    Args:
+        here: the command line.
+        ref: the run, under the id that we ask for.
+        begin: asks for it, and returns the id that it has.
+    """
     async with workflow.stop_on_signals() as stop:
-        found = await _until(here, ref, stop, _is_over)
-        return await _show_end(here, ref, found)
+        ref = here.ref(ref.name, await _sent(here, ref, begin))
+        here.said("INFO", "DAG run started", {"dag": ref.name, "run-id": ref.run_id, "context": here.context.name})
+        return await _show_end(here, ref, await _until(here, ref, stop, _is_over))
+
+
+async def _sent(here: Here, ref: DagRunRef, send: Callable[[], Awaitable[str]]) -> str:
+    """Ask for a run, once; when the answer is lost, say how to find out whether there is one."""
+    try:
+        return await send()
+    except Unavailable as error:
+        if error.reason not in ("lost", "timeout", "not_http"):
+            raise
+        raise Unavailable(
+            f"whether there is a dag-run {ref.run_id} is not known", why=str(error), fix=_look(here, ref)
+        ) from error
 
 
 async def _show_end(here: Here, ref: DagRunRef, found: Details, *, child: str = "") -> int:
@@ -367,24 +390,29 @@ async def _until(
     import asyncio
 
     loop = asyncio.get_running_loop()
-    pause, is_asked, gone_since = FIRST_LOOK_S, False, 0.0
+    pause, is_asked, gone_since, found = FIRST_LOOK_S, False, 0.0, None
     while True:
         try:
             if stop.is_set() and stops_it and not is_asked:
-                is_asked = True
-                here.said("INFO", "Dag-run stop requested", {"dag": ref.name, "run-id": ref.run_id})
-                with contextlib.suppress(NotRunning):
+                with contextlib.suppress(NotRunning):  # not yet, or not any more: the next look tells
                     await here.server.stop(ref)
+                    is_asked = True
+                    here.said("INFO", "Dag-run stop requested", {"dag": ref.name, "run-id": ref.run_id})
             found = await here.server.run(ref, child=child)
             gone_since = 0.0
             if is_wanted(found) or (stop.is_set() and not stops_it):
                 return found
+        except NotFound:
+            if not is_asked or found is None:
+                raise
+            return found  # it waited in a queue, and was taken out
         except Unavailable as error:
-            gone_since = gone_since or loop.time()
+            if not gone_since:
+                gone_since = loop.time()
+                here.said("WARN", "the server is away", {"why": str(error), "run-id": ref.run_id})
             if loop.time() - gone_since > PATIENCE_S:
                 raise _lost(here, ref, error) from error
-            here.said("WARN", "the server is away", {"why": str(error), "run-id": ref.run_id})
-        if is_asked or not stops_it:
+        if stop.is_set():
             await asyncio.sleep(pause)
         else:
             with contextlib.suppress(TimeoutError):
@@ -394,10 +422,11 @@ async def _until(
 
 
 def _lost(here: Here, ref: DagRunRef, error: Unavailable) -> Unavailable:
-    return Unavailable(
-        f"what became of dag-run {ref.run_id} is not known", why=str(error),
-        fix=f"`secure-dagu --context {here.context.name} status {ref.name} -r {ref.run_id}` once the server is back",
-    )  # fmt: skip
+    return Unavailable(f"what became of dag-run {ref.run_id} is not known", why=str(error), fix=_look(here, ref))
+
+
+def _look(here: Here, ref: DagRunRef) -> str:
+    return f"`secure-dagu --context {here.context.name} status {ref.name} -r {ref.run_id}` once the server is back"
 
 
 def _is_over(found: Details) -> bool:

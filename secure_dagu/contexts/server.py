@@ -17,7 +17,7 @@ from secure_dagu.run.model import DagRunRef, RunStatus
 
 MAX_PAGE: Final = 500
 """Runs that a server gives at once."""
-MAX_PAGES: Final = 1000
+MAX_PAGES: Final = 100
 TAIL: Final = 50
 """Last lines of a stream."""
 LATEST: Final = "latest"

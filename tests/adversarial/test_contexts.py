@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import contextlib
 import gzip
+import io
 import json
 import socket
 import ssl
 import subprocess
+import sys
 import threading
 from collections.abc import Iterator
 from dataclasses import dataclass, field
@@ -16,7 +18,8 @@ from pathlib import Path
 import pytest
 import trustme
 
-from tests.system.hosts import PROGRAM, Host
+from secure_dagu.cli import main as cli
+from tests.system.hosts import PROGRAM
 
 KEY = "dagu_the-key-that-must-not-leak"
 HEALTHY = json.dumps({"status": "healthy", "version": "1"}).encode()
@@ -40,6 +43,8 @@ class Server:
     """Says the same to everybody and remembers what it was told."""
 
     says: bytes
+    later: bytes = b""
+    """What it says from the second time on; empty: the same."""
     tls: ssl.SSLContext | None = None
     heard: list[bytes] = field(default_factory=list)
     endless: bytes = b""
@@ -78,7 +83,7 @@ class Server:
                     break
                 heard += piece
             self.heard.append(heard)
-            talk.sendall(self.says)
+            talk.sendall(self.later if self.later and len(self.heard) > 1 else self.says)
             while self.endless and not is_over.is_set():
                 talk.sendall(self.endless)
 
@@ -93,18 +98,40 @@ class Server:
         return b"".join(self.heard).decode("latin-1")
 
 
+@dataclass(frozen=True)
+class Done:
+    """What a command did."""
+
+    returncode: int
+    stdout: str
+    stderr: str
+
+
+@dataclass(frozen=True)
+class Host:
+    """A home, and commands that run in this process, which saves a second for each."""
+
+    home: Path
+    capsys: pytest.CaptureFixture[str]
+
+
 @pytest.fixture
-def host(tmp_path: Path) -> Host:
+def host(tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> Host:
     (tmp_path / "home").mkdir()
-    return Host(tmp_path / "home")
+    for name in ("DAGU_DEBUG", "DEBUG", "DAGU_HOME"):
+        monkeypatch.delenv(name, raising=False)
+    return Host(tmp_path / "home", capsys)
 
 
-def command(host: Host, *words: str, stdin: str = "", **env: str) -> subprocess.CompletedProcess[str]:
+def command(host: Host, *words: str, stdin: str = "", **env: str) -> Done:
     """Run a command."""
-    return subprocess.run(
-        [str(PROGRAM), *words], env=host.environment | env, input=stdin, capture_output=True, text=True, timeout=60,
-        check=False,
-    )  # fmt: skip
+    with pytest.MonkeyPatch.context() as patch, io.TextIOWrapper(io.BytesIO(stdin.encode())) as given:
+        patch.setattr(sys, "stdin", given)
+        for name, value in env.items():
+            patch.setenv(name, value)
+        host.capsys.readouterr()
+        code = cli.main(["--dagu-home", str(host.home), *words])
+    return Done(code, *host.capsys.readouterr())
 
 
 def add(host: Host, url: str, *words: str, key: str = KEY) -> None:
@@ -130,6 +157,21 @@ def test_a_redirect_to_another_host_does_not_get_the_key(host: Host) -> None:
                 assert KEY in first.text
             assert command(host, "context", "remove", "prod").returncode == 0
         assert other.heard == []
+
+
+def test_a_test_sends_the_key_only_to_what_has_answered_as_a_rest_api(host: Host) -> None:
+    for says in (
+        answer(b"<html>"),
+        answer(b"{}"),
+        answer(b"", "404 Not Found"),
+        answer(b"", "302 Found", "Location: /x"),
+    ):
+        with Server(says).listening() as server:
+            add(host, server.url)
+            assert "The fault is in the layer api [not_an_api]" in command(host, "context", "test", "prod").stdout
+            assert len(server.heard) == 1
+            assert KEY not in server.text
+        assert command(host, "context", "remove", "prod").returncode == 0
 
 
 def test_a_proxy_of_the_environment_gets_nothing(host: Host) -> None:
@@ -220,10 +262,8 @@ def test_what_a_server_says_is_bounded(host: Host, server: Server) -> None:
     with server.listening():
         add(host, server.url, "--timeout", "20")
         for words in (["--context", "prod", "history"], ["context", "test", "prod"]):
-            limited = ["sh", "-c", 'ulimit -v 1500000; exec "$@"', "sh", str(PROGRAM), *words]
-            done = subprocess.run(
-                limited, env=host.environment, capture_output=True, text=True, timeout=60, check=False
-            )
+            limited = ["sh", "-c", 'ulimit -v 1500000; exec "$@"', "sh", str(PROGRAM), "--dagu-home", str(host.home)]
+            done = subprocess.run([*limited, *words], capture_output=True, text=True, timeout=60, check=False)
             assert done.returncode == 1, done
             assert "unexpected error" not in done.stdout + done.stderr
             assert "Error: " in done.stderr or "The fault is in the layer " in done.stdout
@@ -337,10 +377,14 @@ def test_plain_http_beyond_this_host_needs_its_flag_and_an_exception_each_time(h
     assert (moved.returncode, "--insecure-http asks for it" in moved.stderr) == (1, True)
 
 
-def test_a_change_is_sent_once_though_its_answer_is_lost(host: Host) -> None:
-    """Two starts would be worse than none."""
-    with Server(b"HTTP/1.1 200 OK\r\nContent-Length: 9\r\n\r\n{").listening() as server:
+@pytest.mark.parametrize("verb", ["start", "enqueue"])
+def test_a_change_is_sent_once_though_its_answer_is_lost(host: Host, verb: str) -> None:
+    """Two runs would be worse than none; whether there is one can be found out, for we chose its id."""
+    cut = b"HTTP/1.1 200 OK\r\nContent-Length: 9\r\n\r\n{"
+    with Server(answer(b'{"dag": {"name": "etl"}}'), later=cut).listening() as server:
         add(host, server.url)
-        done = command(host, "--context", "prod", "enqueue", "hello", "-r", "r1")
+        done = command(host, "--context", "prod", verb, "nightly", "-r", "r1")
         assert done.returncode == 1
-        assert server.text.count("POST ") + server.text.count("GET ") == 1
+        assert "whether there is a dag-run r1 is not known" in done.stderr
+        assert "`secure-dagu --context prod status etl -r r1`" in done.stderr
+        assert server.text.count("POST ") == 1

@@ -52,6 +52,14 @@ def test_the_local_commands_of_the_readme_work_as_written(host: LocalHost) -> No
     assert "Succeeded" in told[3]
 
 
+def test_the_guide_to_contexts_names_commands_that_there_are() -> None:
+    page = (ROOT / "docs/how-to/contexts.md").read_text()
+    lines = re.findall(r"^(secure-dagu [^#>\n<]*)", page, re.M)
+    assert len(lines) > 12
+    for line in lines:
+        assert parse(shlex.split(line)[1:]).command in COMMANDS, line
+
+
 def test_the_guide_to_local_runs_names_commands_that_there_are_and_begins_with_some_that_work(host: LocalHost) -> None:
     page = (ROOT / "docs/how-to/run-locally.md").read_text()
     lines = re.findall(r"(?:^|\| )(secure-dagu [^#>\n`]*)", page, re.M)
