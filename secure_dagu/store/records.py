@@ -1,6 +1,6 @@
 """Records of runs on this host, as files in the layout of the workflow language, section 6.3.
 
-    <data>/dag-runs/<dag>/ids/<run id>           where the run's folder is; taken exclusively: ids are unique
+    <data>/dag-runs/<dag>/ids/<run id>           where the run's folder is; one process at a time: ids are unique
     <data>/dag-runs/<dag>/dag-runs/YYYY/MM/DD/dag-run_<YYYYMMDD_HHMMSSZ>_<run id>/
         a_<YYYYMMDD_HHMMSS_mmmZ>_<attempt id>/status.jsonl  dag.json  outputs.json  previous.json  conditions.json
             CANCEL_REQUESTED  alive
@@ -37,6 +37,8 @@ RUN_ID = re.compile(r"[-A-Za-z0-9_]{1,64}\Z")
 RUN_FOLDER = re.compile(r"dag-run_(\d{8}_\d{6})Z_([-A-Za-z0-9_]{1,64})\Z")
 ATTEMPT_FOLDER = re.compile(r"a_(\d{8}_\d{6}_\d{3})Z_([-A-Za-z0-9_]{1,64})\Z")
 MAX_STATUS_BYTES = 256 * 2**20
+TURN_S = 5.0
+"""How long another process may take to make the folder of a run."""
 SILENT_S = 90.0
 """How long a run of another host may say nothing before it counts as gone (`proc.stale_threshold` of Dagu)."""
 
@@ -279,39 +281,71 @@ class Records:
 
         Raises:
             Conflict: the DAG has a run of that id.
+            Unavailable: the disk refuses, or another process makes a run of the DAG and does not go on.
         """
-        day = self._folder / run.name / "dag-runs" / now.strftime("%Y/%m/%d")
-        path = day / f"dag-run_{now:%Y%m%d_%H%M%S}Z_{_checked(run).run_id}"
-        ids = self._folder / run.name / "ids"
-        try:
-            ids.mkdir(mode=0o750, parents=True, exist_ok=True)
-            try:
-                handle = os.open(ids / run.run_id, os.O_CREAT | os.O_EXCL | os.O_WRONLY | os.O_CLOEXEC, 0o640)
-            except FileExistsError:
-                raise _exists(run) from None
-            with os.fdopen(handle, "wb") as file:
-                file.write(str(path.relative_to(self._folder / run.name)).encode())
-            path.mkdir(mode=0o750, parents=True)
-        except OSError as error:
-            raise Unavailable(
-                "the run cannot be recorded",
-                why=f"{self._folder}: {os.strerror(error.errno or 0)}",
-                fix="look at the disk and the rights of paths.data_dir",
-            ) from error
-        return Record(run, path)
+        with self._turn(_checked(run).name):
+            if self._by_id(run) is not None:
+                raise _exists(run)
+            return self._make(run, now)
 
     def made(self, run: DagRunRef, *, now: datetime) -> Record:
-        """Return the folder of a root run, made anew or completed where `create` was killed. Nobody else makes it.
+        """Return the folder of a root run, made anew where there is none or `create` was killed.
 
         Raises:
-            Conflict: somebody else makes it after all.
+            Unavailable: as `create`.
         """
-        taken = self._folder / _checked(run).name / "ids" / run.run_id
-        if (found := self._by_id(run)) is not None:
-            return found
-        with contextlib.suppress(FileNotFoundError):
-            os.unlink(taken)  # it names a folder that was not made
-        return self.create(run, now=now)
+        with self._turn(_checked(run).name):
+            return self._by_id(run) or self._make(run, now)
+
+    def _make(self, run: DagRunRef, now: datetime) -> Record:
+        """Make the folder of a run whose turn it is; an id that names no folder is of somebody who was killed."""
+        where = f"dag-runs/{now:%Y/%m/%d}/dag-run_{now:%Y%m%d_%H%M%S}Z_{run.run_id}"
+        path = self._folder / run.name / where
+        try:
+            taken = self._folder / run.name / "ids" / run.run_id
+            handle = os.open(taken, os.O_CREAT | os.O_TRUNC | os.O_WRONLY | os.O_CLOEXEC, 0o640)
+            with os.fdopen(handle, "wb") as file:
+                file.write(where.encode())
+            path.mkdir(mode=0o750, parents=True)
+        except OSError as error:
+            raise self._refused(error) from error
+        return Record(run, path)
+
+    @contextlib.contextmanager
+    def _turn(self, name: str) -> Iterator[None]:
+        """Have the ids of a DAG to oneself: one process at a time makes a run of it, and a kill passes the turn on."""
+        ids = self._folder / name / "ids"
+        try:
+            ids.mkdir(mode=0o750, parents=True, exist_ok=True)
+            handle = os.open(ids.with_name(".ids.lock"), os.O_CREAT | os.O_RDWR | os.O_CLOEXEC, 0o640)
+        except OSError as error:
+            raise self._refused(error) from error
+        try:
+            until = time.monotonic() + TURN_S
+            while True:
+                try:
+                    fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                    break
+                except BlockingIOError as error:  # not waited for in the kernel: who holds it may have been stopped
+                    if time.monotonic() > until:
+                        raise Unavailable(
+                            "the run cannot be recorded", why=f"who makes a run of {name} does not go on",
+                            fix="look for one that was stopped",
+                        ) from error  # fmt: skip
+                    time.sleep(0.001)
+                except OSError as error:
+                    raise self._refused(error) from error
+            yield
+        finally:
+            with contextlib.suppress(OSError):
+                fcntl.flock(handle, fcntl.LOCK_UN)  # a fork of this process may hold a copy
+            os.close(handle)
+
+    def _refused(self, error: OSError) -> Unavailable:
+        return Unavailable(
+            "the run cannot be recorded", why=f"{self._folder}: {os.strerror(error.errno or 0)}",
+            fix="look at the disk and the rights of paths.data_dir",
+        )  # fmt: skip
 
     def find(self, run: DagRunRef) -> Record | None:
         """Return a root run by its id; None when there is none, or only hidden attempts."""
@@ -380,8 +414,13 @@ class Records:
         """Remove the record of a root run with its children; what its steps left is the caller's to remove first."""
         shutil.rmtree(record.path, ignore_errors=True)
         note_change(record.path)
-        with contextlib.suppress(OSError):
-            os.unlink(self._folder / record.run.name / "ids" / record.run.run_id)
+        taken = self._folder / record.run.name / "ids" / record.run.run_id
+        with (
+            contextlib.suppress(OSError, Unavailable),
+            self._turn(record.run.name),
+        ):  # else the next one of the id does it
+            if taken.read_text() == str(record.path.relative_to(self._folder / record.run.name)):
+                os.unlink(taken)  # and not that of another run, made since the folder went
 
 
 def _in_order(found: list[tuple[str, str, Record]]) -> list[tuple[str, str, Record]]:
