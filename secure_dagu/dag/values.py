@@ -138,6 +138,8 @@ def _value_of(token: Token, scope: Scope, mode: FieldMode, *, use_shell_forms: b
         case TokenKind.PATH:
             if token.is_quoted and not token.is_braced:
                 return None
+            if mode is FieldMode.SHELL and token.segments[1].startswith("["):
+                return None  # `${ARR[0]}` is the shell's own array, also when a variable of this name holds JSON
             value = _compatible(token, scope, host=host)
             if value is None and mode is not FieldMode.SHELL and not token.is_braced:
                 # `$DIR/$NAME.log`: without JSON in NAME the dotted tail is ordinary text after a simple variable.

@@ -137,6 +137,12 @@ def test_shell_text_reaches_the_shell_as_the_reference_says(text: str, result: s
     assert resolve(text, SCOPE, FieldMode.SHELL) == result
 
 
+def test_an_array_of_the_shell_is_its_own_also_when_a_variable_of_its_name_holds_json() -> None:
+    scope = Scope(env=Env().with_layer(Layer.ROOT_ENV, {"arr": '["a",{"k":"v"}]'}))
+    assert resolve("${arr[0]} $arr[0] ${arr[1].k}", scope, FieldMode.SHELL) == "${arr[0]} $arr[0] ${arr[1].k}"
+    assert resolve("${arr[0]} $arr[0] ${arr[1].k}", scope, FieldMode.FIELD) == "a a v"
+
+
 def test_positional_parameters_are_expanded_even_in_shell_text() -> None:
     scope = Scope(env=Env().with_layer(Layer.PARAMS, {"1": "one", "2": "two"}))
     assert resolve("$1 ${2} $3 $12", scope, FieldMode.SHELL) == "one two $3 one2"
