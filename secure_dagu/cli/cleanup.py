@@ -6,7 +6,7 @@ import argparse
 import re
 from datetime import timedelta
 
-from secure_dagu.cli import output, rm
+from secure_dagu.cli import output, remote, rm
 from secure_dagu.errors import InvalidRequest
 
 SUMMARY = "Remove old runs of a workflow (deprecated: use `rm --history`)."
@@ -19,6 +19,7 @@ def add(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--retention-days", metavar="N", default="0", help="keep runs of the last N days (default 0)")
     parser.add_argument("-y", "--yes", dest="force", action="store_true", help="do not ask")
     parser.add_argument("--dry-run", action="store_true", help="only say what would be removed")
+    remote.add_flags(parser, json_output=False)
     parser.set_defaults(history=True, definition=False)
 
 
@@ -32,5 +33,5 @@ async def run(args: argparse.Namespace) -> int:
         output.say("warning: `cleanup` is deprecated; use `rm --history`")
     days = int(args.retention_days)
     if not days:
-        return rm.remove(args, args.dag[0], age=None, older_than="")
-    return rm.remove(args, args.dag[0], age=timedelta(days=days), older_than=f"{days}d")
+        return await rm.remove(args, args.dag[0], age=None, older_than="")
+    return await rm.remove(args, args.dag[0], age=timedelta(days=days), older_than=f"{days}d")

@@ -103,11 +103,14 @@ class Host:
             "NO_COLOR": "1",
         }
 
-    def run(self, *words: str, timeout_s: float = PATIENCE_S) -> subprocess.CompletedProcess[str]:
-        """Run a command to its end."""
+    def run(
+        self, *words: str, stdin: str | None = None, timeout_s: float = PATIENCE_S
+    ) -> subprocess.CompletedProcess[str]:
+        """Run a command to its end; `stdin` is what it is told."""
         return subprocess.run(
             [str(PROGRAM), *words],
             env=self.environment,
+            input=stdin,
             capture_output=True,
             text=True,
             timeout=timeout_s,
