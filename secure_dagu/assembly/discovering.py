@@ -16,10 +16,10 @@ import structlog
 from secure_dagu.assembly.exceptions import is_loopback
 from secure_dagu.config.load import Loaded
 from secure_dagu.config.values import Address
-from secure_dagu.discovery.registry import Instance, Registry, Service, registered
 from secure_dagu.errors import ConfigError
 
 if TYPE_CHECKING:
+    from secure_dagu.discovery.registry import Instance, Registry
     from secure_dagu.wire.routes import Discover, Retries
 
 log = structlog.get_logger()
@@ -31,12 +31,16 @@ LOOK_EVERY_S: Final = 0.5
 
 def registry_of(loaded: Loaded) -> Registry:
     """Return the folder in which this installation registers."""
+    from secure_dagu.discovery.registry import Registry  # a worker with a list has nothing to look up there
+
     return Registry(loaded.settings.paths.service_registry_dir)
 
 
 @contextlib.asynccontextmanager
 async def coordinator_registered(loaded: Loaded, *, started: Instance) -> AsyncIterator[None]:
     """Keep this coordinator in the folder until it stops."""
+    from secure_dagu.discovery.registry import Service, registered
+
     async with registered(registry_of(loaded), Service.COORDINATOR, started):
         yield
 
@@ -47,6 +51,8 @@ def has_coordinator(loaded: Loaded) -> bool:
         return False
     if any(loaded.sources[key] != "default" for key in ("client.coordinators", "worker.coordinators")):
         return True
+    from secure_dagu.discovery.registry import Service
+
     return bool(registry_of(loaded).read(Service.COORDINATOR))
 
 
@@ -54,6 +60,8 @@ def discover(loaded: Loaded, *, is_proven: bool) -> Discover | None:
     """Return what finds the coordinators that operator commands, schedulers and web servers ask; None: a list does."""
     if any(loaded.sources[key] != "default" for key in ("client.coordinators", "worker.coordinators")):
         return None
+    from secure_dagu.discovery.registry import Service
+
     registry = registry_of(loaded)
 
     async def found() -> Sequence[tuple[str, int]]:
@@ -79,6 +87,8 @@ async def workers_coordinators(loaded: Loaded, *, is_proven: bool) -> Sequence[A
     own = loaded.settings.worker
     if own.coordinators:
         return own.coordinators
+    from secure_dagu.discovery.registry import Service
+
     registry = registry_of(loaded)
     with contextlib.suppress(TimeoutError):
         async with asyncio.timeout(WAIT_S if registry.folder.is_dir() else 0):

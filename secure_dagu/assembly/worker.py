@@ -12,7 +12,6 @@ import structlog
 
 from secure_dagu.assembly import discovering, exceptions, reload, renewal, worker_trust
 from secure_dagu.assembly.edge import client_events, denied, describe, mode_of, proxy_of, server_events
-from secure_dagu.assembly.health import serve_health
 from secure_dagu.assembly.process import on_signals, settle
 from secure_dagu.config.load import Loaded, host_environment
 from secure_dagu.config.peers import Purpose
@@ -98,19 +97,22 @@ async def run_worker(loaded: Loaded) -> None:
                 dialers.cut(lambda peer: peer.tls_version == "TLSv1.2")
 
         await stack.enter_async_context(exceptions.watching(held, take_back))
-        await stack.enter_async_context(
-            serve_health(
-                loaded,
-                "worker",
-                facts=lambda: {**working.health(), "peer": mode_of(policy), "exceptions": held.facts()},
-                objections=working.objections,
-                policy=lambda: watched.policy if watched is not None else policy,
-                registries=(metrics.COMMON, metrics.WORKER),
-                held=held,
-                on_event=server_events,
-                denied=denied,
+        if own.health_port:  # else the process needs no HTTP at all
+            from secure_dagu.assembly.health import serve_health
+
+            await stack.enter_async_context(
+                serve_health(
+                    loaded,
+                    "worker",
+                    facts=lambda: {**working.health(), "peer": mode_of(policy), "exceptions": held.facts()},
+                    objections=working.objections,
+                    policy=lambda: watched.policy if watched is not None else policy,
+                    registries=(metrics.COMMON, metrics.WORKER),
+                    held=held,
+                    on_event=server_events,
+                    denied=denied,
+                )
             )
-        )
         settle()
         await working.run()
 

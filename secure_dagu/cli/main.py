@@ -6,6 +6,8 @@ Parsing imports no grpc, TLS, SQL or pydantic: command modules import such thing
 
 from __future__ import annotations
 
+import secure_dagu.cli.lean  # isort: skip  # noqa: F401 - first: what follows would import what it puts off
+
 import argparse
 import errno
 import re

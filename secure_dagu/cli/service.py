@@ -31,10 +31,7 @@ async def run(args: argparse.Namespace, what: str) -> int:
 
 
 def configure(loaded: Loaded) -> None:
-    """Set up logging, and say what the configuration warns of; before anything else of a service is imported."""
-    from secure_dagu.assembly import lean
-
-    lean.prepare()
+    """Set up logging, and say what the configuration warns of."""
     from secure_dagu.telemetry import logs
 
     logs.configure(json_lines=loaded.settings.core.log_format == "json", debug=loaded.settings.core.debug)

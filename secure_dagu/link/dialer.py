@@ -24,6 +24,7 @@ from msgspec.structs import replace
 from secure_dagu.link import private, probe, proxying
 from secure_dagu.link.context import ClientPolicy, UnsafePlaintext
 from secure_dagu.link.handshake import Handshake, own_of
+from secure_dagu.link.names import spelled
 from secure_dagu.link.register import Happening, LinkEvent, OnEvent, ignore
 from secure_dagu.link.relay import End, Relay, TlsEnd, new_buffer
 from secure_dagu.security.admission import DenyReason
@@ -332,7 +333,7 @@ async def _reach(host: str, port: int) -> socket.socket | Verdict:
     loop = asyncio.get_running_loop()
     try:
         async with asyncio.timeout(CONNECT_LIMIT_S):
-            found = await loop.getaddrinfo(host, port, type=socket.SOCK_STREAM)
+            found = await loop.getaddrinfo(spelled(host), port, type=socket.SOCK_STREAM)
     except socket.gaierror as error:
         return verdict(reason=Reason.DNS, detail=error.strerror or "")
     except (TimeoutError, UnicodeError):
@@ -346,7 +347,7 @@ async def _reach(host: str, port: int) -> socket.socket | Verdict:
             sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
             sock.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
             async with asyncio.timeout(CONNECT_LIMIT_S / len(found)):
-                await loop.sock_connect(sock, address)
+                await loop.sock_connect(sock, (spelled(str(address[0])), *address[1:]))
         except TimeoutError:
             sock.close()
             refusal = verdict(reason=Reason.TIMEOUT, detail=str(address[0]))

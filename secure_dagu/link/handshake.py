@@ -23,6 +23,7 @@ from OpenSSL import SSL, crypto
 
 from secure_dagu.link import context, crl, judgement, material
 from secure_dagu.link.context import ClientPolicy, JoinPolicy, NoCommonProtocol, ServerPolicy
+from secure_dagu.link.names import server_name
 from secure_dagu.security.grants import NOTHING, Grants
 from secure_dagu.security.identity import Identity
 from secure_dagu.security.peer import Peer
@@ -103,7 +104,7 @@ class Handshake(asyncio.BufferedProtocol):
             if self.protocol != context.ALPN:
                 self._ssl.set_alpn_protos([self.protocol])
             if any(letter.isalpha() for letter in host) and ":" not in host:  # an IP literal is no server name
-                self._ssl.set_tlsext_host_name(host.rstrip(".").encode("idna"))
+                self._ssl.set_tlsext_host_name(server_name(host))
         loop = asyncio.get_running_loop()
         self._loop = loop
         self._done: asyncio.Future[Peer | Verdict] = loop.create_future()

@@ -25,6 +25,7 @@ from secure_dagu.errors import ConfigError
 from secure_dagu.link import context, enrol, private, proxy_header
 from secure_dagu.link.context import ServerPolicy, UnsafePlaintext
 from secure_dagu.link.handshake import Handshake
+from secure_dagu.link.names import spelled
 from secure_dagu.link.plaintext import Opening
 from secure_dagu.link.register import Register
 from secure_dagu.link.relay import End, Relay, TlsEnd, new_buffer
@@ -381,7 +382,7 @@ def bind_one(host: str, port: int) -> socket.socket:
     """
     where = f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
     try:
-        found = socket.getaddrinfo(host or None, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)
+        found = socket.getaddrinfo(spelled(host) or None, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)
         family, kind, proto, _, address = found[0]
         listening = socket.socket(family, kind, proto)
     except OSError as error:

@@ -21,6 +21,7 @@ from OpenSSL import SSL, crypto
 
 from secure_dagu.link import context, material
 from secure_dagu.link.context import ALPN
+from secure_dagu.link.names import server_name
 from secure_dagu.security.tls_signs import from_first_bytes, is_tls
 from secure_dagu.security.verdict import Reason, Side, Verdict
 
@@ -134,7 +135,7 @@ async def presented(host: str, port: int) -> Presented | None:
     hello.set_app_data(seen)
     hello.set_connect_state()
     if any(letter.isalpha() for letter in host) and ":" not in host:
-        hello.set_tlsext_host_name(host.rstrip(".").encode("idna"))
+        hello.set_tlsext_host_name(server_name(host))
     loop = asyncio.get_running_loop()
     try:
         async with asyncio.timeout(PROBE_LIMIT_S):

@@ -122,7 +122,13 @@ async def serve(
     port_of = _Port(site, timeout_s)
     loop = asyncio.get_running_loop()
     try:
-        server = await loop.create_server(lambda: _Connection(port_of), host, port, backlog=MAX_CONNECTIONS)
+        server = await loop.create_server(
+            lambda: _Connection(port_of),
+            # As bytes: for text Python brings the tables of international names, 0.4 MiB.
+            [host.encode()] if host and host.isascii() else host,  # type: ignore[list-item]  # either will do
+            port,
+            backlog=MAX_CONNECTIONS,
+        )
     except OSError as error:
         raise ConfigError(
             f"the health port {host}:{port} cannot be opened",

@@ -13,7 +13,7 @@ def run(code: str) -> str:
 
 def test_a_module_that_is_put_off_is_read_when_something_is_taken_out_of_it() -> None:
     assert run(
-        "import sys\nfrom secure_dagu.assembly import lean\nlean.prepare()\nimport shutil\n"
+        "import sys\nimport secure_dagu.cli.lean\nimport shutil\n"
         "print('lzma' in sys.modules)\nprint(shutil.rmtree.__module__, 'lzma' in sys.modules)\n"
         "import shutil as again\nprint(again is shutil, again.rmtree is shutil.rmtree, again.__file__ is not None)"
     ) == ("False\nshutil True\nFalse True True\n")
@@ -21,7 +21,7 @@ def test_a_module_that_is_put_off_is_read_when_something_is_taken_out_of_it() ->
 
 def test_names_parts_and_attributes_of_a_package_that_is_put_off_can_be_imported() -> None:
     assert run(
-        "from secure_dagu.assembly import lean\nlean.prepare()\n"
+        "import secure_dagu.cli.lean\n"
         "from importlib.metadata import version\nimport importlib.metadata._meta as part\n"
         "print(version('grpcio') != '', part.__name__)\n"
         "from google.protobuf.internal import python_message\n"
@@ -30,14 +30,13 @@ def test_names_parts_and_attributes_of_a_package_that_is_put_off_can_be_imported
 
 
 def test_what_is_there_already_stays_as_it_is() -> None:
-    assert run(
-        "import shutil\nfrom secure_dagu.assembly import lean\nlean.prepare()\nimport shutil as again\n"
-        "print(again is shutil)"
-    ) == ("True\n")
+    assert run("import shutil\nimport secure_dagu.cli.lean\nimport shutil as again\nprint(again is shutil)") == (
+        "True\n"
+    )
 
 
 def test_an_unknown_name_is_missing_as_ever() -> None:
     assert run(
-        "from secure_dagu.assembly import lean\nlean.prepare()\nimport shutil\nprint(hasattr(shutil, 'no_such'))\n"
+        "import secure_dagu.cli.lean\nimport shutil\nprint(hasattr(shutil, 'no_such'))\n"
         "print(hasattr(shutil, '__no_such__'))"
     ) == ("False\nFalse\n")
