@@ -6,10 +6,11 @@ Old names are taken for the new ones. What this version does not use is accepted
 from __future__ import annotations
 
 _SECTIONS = """
-proc secrets webhooks terminal git_sync license opencode remote_nodes
+secrets webhooks terminal git_sync license opencode remote_nodes
 """
 
 _KEYS = """
+proc.heartbeat_sync_interval
 check_updates latest_status_today cache executable
 audit.enabled audit.retention_days auth.oidc auth.proxy worker.postgres_pool
 scheduler.heartbeat_interval scheduler.stale_threshold dag_discovery.symlinks

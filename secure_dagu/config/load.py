@@ -355,6 +355,12 @@ def _check(settings: Settings, sources: Mapping[str, str]) -> None:
                 why=f"{settings.core.tz!r} is unknown on this host",
                 fix="use an IANA name such as Europe/Berlin; on a minimal system install tzdata",
             ) from problem
+    if settings.proc.heartbeat_interval >= settings.proc.stale_threshold:
+        raise ConfigError(
+            "proc.heartbeat_interval is not less than proc.stale_threshold",
+            why="other hosts would take a run for gone between two of its signs of life",
+            fix="raise proc.stale_threshold, best to several times the interval",
+        )
     coordinator = settings.coordinator
     if coordinator.health_port and coordinator.health_port == coordinator.port:
         raise ConfigError(

@@ -464,6 +464,18 @@ class Scheduler:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class Proc:
+    """Whether runs of a host still live, as other hosts on a shared folder see it; on one host the kernel says it."""
+
+    heartbeat_interval: PositiveDuration = setting(
+        timedelta(seconds=5), "How often a run says that it is being run; less than proc.stale_threshold."
+    )
+    stale_threshold: PositiveDuration = setting(
+        timedelta(seconds=90), "After how much silence other hosts take a run of this one for gone."
+    )
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Queues:
     """Queues."""
 
@@ -557,6 +569,7 @@ class Settings:
     ip_access: IpAccess = field(default_factory=IpAccess)
     dag_discovery: DagDiscovery = field(default_factory=DagDiscovery)
     scheduler: Scheduler = field(default_factory=Scheduler)
+    proc: Proc = field(default_factory=Proc)
     queues: Queues = field(default_factory=Queues)
     monitoring: Monitoring = field(default_factory=Monitoring)
     event_store: EventStore = field(default_factory=EventStore)
@@ -581,6 +594,7 @@ SECTIONS: Mapping[str, type[Any]] = {
     "ip_access": IpAccess,
     "dag_discovery": DagDiscovery,
     "scheduler": Scheduler,
+    "proc": Proc,
     "queues": Queues,
     "monitoring": Monitoring,
     "event_store": EventStore,

@@ -35,6 +35,8 @@ def setup_text(places: Places, *, profiles: Path, remote: Mapping[str, Any] | No
         "folders": {name: str(getattr(places, name)) for name in FOLDERS},
         "host_env": dict(places.host_env),
         "default_shell": places.default_shell,
+        "beat_every_s": places.beat_every_s,
+        "silent_s": places.silent_s,
         "process_env": dict(places.process_env),
         "profiles": str(profiles),
         "remote": remote,

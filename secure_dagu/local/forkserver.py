@@ -317,6 +317,8 @@ def _setup(data: bytes, remote_of: RemoteOf | None) -> Setup:
             **folders,
             host_env=found["host_env"],
             default_shell=found["default_shell"],
+            beat_every_s=float(found["beat_every_s"]),
+            silent_s=float(found["silent_s"]),
             process_env=dict(found["process_env"]),
         ),
         Path(found["profiles"]),

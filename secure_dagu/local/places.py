@@ -14,7 +14,7 @@ from secure_dagu.dag.model import Dag
 from secure_dagu.local.running import RunningRuns
 from secure_dagu.run.model import AttemptId, DagRunRef
 from secure_dagu.runner.api import RunFolders
-from secure_dagu.store.records import Records
+from secure_dagu.store.records import SILENT_S, Records
 
 
 class Places(Struct, frozen=True, kw_only=True):
@@ -35,6 +35,10 @@ class Places(Struct, frozen=True, kw_only=True):
     """The text of `base.yaml`; empty when there is none."""
     host_env: Mapping[str, str] = field(default_factory=dict)
     default_shell: str = ""
+    beat_every_s: float = 5.0
+    """How often a run says to other hosts that it is being run."""
+    silent_s: float = SILENT_S
+    """After how much silence they take it for gone."""
     log_charset: str = "utf-8"
     """Character encoding of the logs of steps; a run's own log is always UTF-8."""
     process_env: Mapping[str, str] = field(default_factory=dict)

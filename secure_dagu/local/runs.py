@@ -30,7 +30,7 @@ from secure_dagu.run.outputs import outputs_document
 from secure_dagu.run.snapshot import time_text
 from secure_dagu.runner.api import ChildRuns, RunRequest
 from secure_dagu.runner.files import schema_reader
-from secure_dagu.store.records import Attempt, Record
+from secure_dagu.store.records import SILENT_S, Attempt, Record
 
 Echo = Callable[[str, str, Mapping[str, str]], None]
 """Take a line of a run's log: level, message, fields."""
@@ -38,8 +38,6 @@ Echo = Callable[[str, str, Mapping[str, str]], None]
 WORKER = "local"
 LOOK_EVERY_S = 0.1
 """How often a run looks whether somebody asked for its stop."""
-BEAT_EVERY_S = 5.0
-"""How often it says to other hosts that it is being run."""
 
 
 class Start(Struct, frozen=True, kw_only=True):
@@ -195,16 +193,20 @@ class _Observer:
 
 
 @contextlib.asynccontextmanager
-async def _stoppable(attempt: Attempt, stop: asyncio.Event, observer: _Observer) -> AsyncIterator[asyncio.Event]:
+async def _stoppable(
+    attempt: Attempt, stop: asyncio.Event, observer: _Observer, places: Places
+) -> AsyncIterator[asyncio.Event]:
     """Yield an event that is set with `stop`, or when the record says that a stop was requested."""
     own = asyncio.Event()
 
     async def look() -> None:
         beat_at = 0.0
+        if places.silent_s != SILENT_S:
+            attempt.may_be_silent(places.silent_s)
         while not attempt.is_cancel_requested():
             if time.monotonic() >= beat_at:
                 attempt.beat()
-                beat_at = time.monotonic() + BEAT_EVERY_S
+                beat_at = time.monotonic() + places.beat_every_s
             await asyncio.sleep(LOOK_EVERY_S)
         own.set()
 
@@ -313,7 +315,7 @@ class LocalRuns:
             _make(folder)
         children: ChildRuns = LocalChildren(self, start=start, root=root, task=task)
         try:
-            async with _stoppable(attempt, stop, observer) as stopping:
+            async with _stoppable(attempt, stop, observer, self.places) as stopping:
                 await execute(request, observer, children, stop=stopping)
         except Exception:  # our own bug: the record must not say that the run still goes on
             attempt.write(json.dumps(_broken_down(task, attempt), ensure_ascii=False), final=True)

@@ -36,11 +36,12 @@ DAG_NAME = re.compile(r"(?!\.{1,2}\Z)[A-Za-z0-9_.-]{1,40}\Z")
 RUN_ID = re.compile(r"[-A-Za-z0-9_]{1,64}\Z")
 RUN_FOLDER = re.compile(r"dag-run_(\d{8}_\d{6})Z_([-A-Za-z0-9_]{1,64})\Z")
 ATTEMPT_FOLDER = re.compile(r"a_(\d{8}_\d{6}_\d{3})Z_([-A-Za-z0-9_]{1,64})\Z")
+_SECONDS = re.compile(r"\d{1,9}(\.\d{1,6})?\Z")
 MAX_STATUS_BYTES = 256 * 2**20
 TURN_S = 5.0
 """How long another process may take to make the folder of a run."""
 SILENT_S = 90.0
-"""How long a run of another host may say nothing before it counts as gone (`proc.stale_threshold` of Dagu)."""
+"""How long a run of another host may say nothing before it counts as gone, unless that host says otherwise."""
 
 
 class Attempt(Struct, frozen=True):
@@ -192,6 +193,11 @@ class Attempt(Struct, frozen=True):
             os.close(handle)
         return False
 
+    def may_be_silent(self, seconds: float) -> None:
+        """Say to other hosts for how long who holds the attempt may say nothing; unsaid, it is `SILENT_S`."""
+        with contextlib.suppress(OSError):
+            (self.path / "alive").write_text(f"{socket.gethostname()}\n{seconds:g}")
+
     def beat(self) -> None:
         """Say to other hosts that the attempt is still being run."""
         with contextlib.suppress(OSError):
@@ -200,11 +206,12 @@ class Attempt(Struct, frozen=True):
     def lives_elsewhere(self) -> bool:
         """Tell whether another host runs the attempt: its locks may not be seen here, so its last word counts."""
         try:
-            host = (self.path / "alive").read_text(errors="replace")
+            host, _, silent = (self.path / "alive").read_text(errors="replace").partition("\n")
             age_s = time.time() - os.stat(self.path / "alive").st_mtime
         except OSError:
             return False
-        return bool(host) and host != socket.gethostname() and age_s < SILENT_S
+        silent_s = float(silent) if _SECONDS.fullmatch(silent) else SILENT_S
+        return bool(host) and host != socket.gethostname() and age_s < silent_s
 
     def show(self) -> Attempt:
         """Let a hidden attempt be the latest one, whole as it is; it is on disk when this returns."""

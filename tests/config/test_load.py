@@ -301,6 +301,17 @@ def test_paths_are_expanded_and_made_absolute(tmp_path: Path) -> None:
     assert loaded(tmp_path, file).settings.paths.data_dir == Path.cwd() / "rel"
 
 
+def test_signs_of_life_come_before_silence_means_something(tmp_path: Path) -> None:
+    said = refusal(tmp_path, "proc: {heartbeat_interval: 90s}")
+    assert "proc.stale_threshold" in said
+    done = loaded(tmp_path, "proc: {heartbeat_interval: 1m, stale_threshold: 5m, heartbeat_sync_interval: 10s}")
+    assert (done.settings.proc.heartbeat_interval, done.settings.proc.stale_threshold) == (
+        timedelta(minutes=1), timedelta(minutes=5),
+    )  # fmt: skip
+    [warning] = done.warnings
+    assert "proc.heartbeat_sync_interval" in warning
+
+
 def test_health_and_rpc_cannot_share_a_port(tmp_path: Path) -> None:
     assert "health_port" in refusal(tmp_path, coordinator__port="8091")
 

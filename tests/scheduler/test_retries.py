@@ -149,7 +149,16 @@ def test_a_scheduler_that_is_killed_anywhere_in_a_retry_loses_none_and_makes_no_
 
 
 @pytest.mark.parametrize(
-    ("host", "silent_s", "lives"), [("elsewhere", 5, True), ("elsewhere", 600, False), ("", 5, False)]
+    ("host", "silent_s", "lives"),
+    [
+        ("elsewhere", 5, True),
+        ("elsewhere", 600, False),
+        ("elsewhere\n3600", 600, True),
+        ("elsewhere\n2.5", 5, False),
+        ("elsewhere\nnonsense", 5, True),
+        ("elsewhere\nnonsense", 600, False),
+        ("", 5, False),
+    ],
 )
 def test_a_run_of_another_host_is_judged_by_its_last_word(home: Home, host: str, silent_s: int, lives: bool) -> None:
     run = queued(home, "")

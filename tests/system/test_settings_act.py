@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+import socket
 import time
 from collections.abc import Callable, Iterator
 from datetime import UTC, datetime, timedelta
@@ -54,6 +55,7 @@ permissions: {write_dags: false}
 ip_access: {allowed_ips: [127.0.0.1, 10.0.0.0/8], trusted_proxies: [127.0.0.1]}
 metrics: public
 queues: {enabled: false}
+proc: {heartbeat_interval: 200ms, stale_threshold: 7s}
 paths:
   dags_dir: ROOT/defs
   log_dir: ROOT/logs
@@ -226,6 +228,7 @@ def narrow(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[httpx.Cli
     host.home.mkdir()
     (root / "defs").mkdir()
     (root / "defs" / "look.yaml").write_text(LOOK)
+    (root / "defs" / "wait.yaml").write_text("steps:\n  - {id: a, run: sleep 60}\n")
     (host.home / "config.yaml").write_text(NARROW.replace("ROOT", str(root)))
     with (
         host.service("start-all", f"--port={web}", "--scheduler.port=0") as service,
@@ -273,6 +276,24 @@ def test_every_folder_is_where_it_was_put(narrow: Narrow) -> None:
     assert client.post(f"{PREFIX}/dags/look/suspend", json={"suspend": True}, headers=logged_in(client)).json() == {}
     assert [path.name for path in (root / "rest").iterdir()] == ["look.suspend"]
     assert not [path for name in ("dags", "logs", "suspend") for path in (root / "home" / name).rglob("*.*")]
+
+
+def test_proc_says_how_often_a_run_gives_a_sign_of_life_and_what_silence_means(narrow: Narrow) -> None:
+    client, _, root = narrow
+    assert (
+        client.post(f"{PREFIX}/dags/wait/start", json={"dagRunId": "w"}, headers=logged_in(client)).status_code == 200
+    )
+    said = f"{socket.gethostname()}\n7"
+    found = (root / "runs" / "wait").rglob
+    [sign] = until(lambda: [path for path in found("alive") if path.read_text() == said], lambda signs: len(signs) == 1)
+    signs: set[float] = set()
+
+    def seen() -> int:
+        signs.add(sign.stat().st_mtime)
+        return len(signs)
+
+    until(seen, lambda number: number >= 8)  # without the setting there would be five in that time
+    assert client.post(f"{PREFIX}/dag-runs/wait/w/stop", headers=logged_in(client)).status_code == 200
 
 
 def test_permissions_and_queues_that_are_off_are_off_for_an_admin(narrow: Narrow) -> None:
