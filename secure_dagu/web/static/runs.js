@@ -4,7 +4,12 @@ import { call } from "./api.js";
 import { live } from "./live.js";
 import { asked } from "./operate.js";
 
-const WORDS = { retry: "Retry", stop: "Stop", dequeue: "Dequeue", delete: "Delete" };
+const WORDS = { retry: "Retry", reschedule: "Reschedule", stop: "Stop", dequeue: "Dequeue", delete: "Delete" };
+const NOTES = {
+  delete: "Their logs and artifacts go with them. This cannot be undone.",
+  reschedule: "Each becomes a new run with the same parameters and the definition that it was started with.",
+};
+const BODIES = { retry: (box) => ({ dagRunId: box.dataset.runId }), reschedule: () => ({}) };
 const bar = document.querySelector("[data-selection]");
 const chosen = new Set();
 
@@ -32,8 +37,8 @@ async function batch(kind) {
   const names = runs.slice(0, 10).map((box) => `${box.dataset.runName}/${box.dataset.runId}`);
   if (runs.length > 10) names.push(`and ${runs.length - 10} more`);
   const answer = await asked({
-    ask: kind === "delete" ? "Their logs and artifacts go with them. This cannot be undone." : "Runs for which it makes no sense are left as they are.",
-    action: what, danger: kind !== "retry", affected: names.join("\n"), typed: kind === "delete" ? "delete" : "",
+    ask: NOTES[kind] ?? "Runs for which it makes no sense are left as they are.",
+    action: what, danger: !(kind in BODIES), affected: names.join("\n"), typed: kind === "delete" ? "delete" : "",
   });
   if (!answer) return;
   const note = bar.querySelector("[data-batch-note]");
@@ -42,7 +47,7 @@ async function batch(kind) {
     note.textContent = `${index + 1} of ${runs.length}…`;
     try {
       if (kind === "delete") await call("DELETE", box.value);
-      else await call("POST", `${box.value}/${kind}`, kind === "retry" ? { dagRunId: box.dataset.runId } : undefined);
+      else await call("POST", `${box.value}/${kind}`, BODIES[kind]?.(box));
       chosen.delete(box.value);
     } catch (error) {
       problems.push(`${box.dataset.runName}: ${error.message}`);

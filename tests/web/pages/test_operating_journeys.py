@@ -159,6 +159,19 @@ async def test_filter_runs_and_delete_a_selection(site: Site, page: Page) -> Non
     await expect(page.get_by_text("No run matches these filters")).to_be_visible()
 
 
+async def test_reschedule_a_selection(site: Site, page: Page) -> None:
+    for _ in range(2):
+        await start(site, page, "files", FILES)
+    await page.goto("/dag-runs")
+    await expect(page.locator("#run-rows tbody tr")).to_have_count(2)
+    await page.get_by_label("Select all runs of this page").check()
+    await page.get_by_role("button", name="Reschedule").click()
+    await expect(page.get_by_role("dialog")).to_contain_text("same parameters")
+    await confirm(page)
+    await expect(page.locator("#run-rows tbody tr")).to_have_count(4)
+    await expect(page.locator("[data-selection]")).to_be_hidden()
+
+
 async def test_make_a_user_and_an_api_key_that_is_shown_once(site: Site, page: Page) -> None:
     await page.goto("/users")
     await page.locator(".maker summary").click()
