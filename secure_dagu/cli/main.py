@@ -187,6 +187,9 @@ def parse(words: Sequence[str]) -> argparse.Namespace:
     if _is_completing():
         import argcomplete  # only a shell that asks for completions needs it
 
+        from secure_dagu.cli import completion
+
+        completion.complete_contexts(parser)
         argcomplete.autocomplete(parser)
     own, params = _split(words)
     args, unknown = parser.parse_known_args(flags.spell_out(own, parser))

@@ -285,6 +285,31 @@ def test_a_worker_that_knows_no_coordinator_says_so_before_it_asks_for_certifica
     assert "certificate" in program("worker", "--worker.coordinators=localhost:1", home=tmp_path).stderr
 
 
+@pytest.mark.parametrize(
+    ("line", "words"),
+    [
+        ("secure-dagu context use pr", {"prod"}),
+        ("secure-dagu start --context ", {"local", "prod", "lab"}),
+        ("secure-dagu --context l", {"local", "lab"}),
+        ("secure-dagu conte", {"context"}),
+        ("secure-dagu context te", {"test"}),
+    ],
+)
+def test_a_shell_completes_the_names_of_contexts_and_sees_no_key(tmp_path: Path, line: str, words: set[str]) -> None:
+    folder = tmp_path / "data" / "contexts"
+    folder.mkdir(parents=True)
+    for name in ("prod", "lab"):
+        (folder / f"{name}.json").write_text("it is not read")
+    run = [sys.executable, "-m", "secure_dagu.cli.main"]
+    done = subprocess.run(
+        ["sh", "-c", 'exec "$@" 8>&1 9>&2 >/dev/null', "sh", *run],
+        env={"PATH": os.environ["PATH"], "DAGU_HOME": str(tmp_path), "_ARGCOMPLETE": "1", "COMP_LINE": line,
+             "COMP_POINT": str(len(line)), "COMP_TYPE": "9"},
+        cwd=ROOT, capture_output=True, text=True, timeout=60, check=False,
+    )  # fmt: skip
+    assert {word.strip() for word in done.stdout.split("\v")} - {""} == words, done.stderr
+
+
 @pytest.mark.parametrize("shell", ["bash", "zsh", "fish", "powershell"])
 def test_completion_scripts_name_the_program(shell: str, capsys: pytest.CaptureFixture[str]) -> None:
     assert cli.main(["completion", shell]) == 0
