@@ -19,7 +19,6 @@ _SELDOM: Final = (
     "msgspec.inspect",  # msgspec: to make a JSON Schema of types
     "pkgutil",  # grpc: definitions that are compiled while the program runs
     "shutil",  # tempfile and ourselves: to remove a folder
-    "zlib",  # bundles
 )
 
 
