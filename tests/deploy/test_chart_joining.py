@@ -5,6 +5,7 @@ from __future__ import annotations
 import base64
 import io
 import json
+import shutil
 import stat
 import subprocess
 import tarfile
@@ -138,6 +139,34 @@ def test_who_is_revoked_is_out_and_pools_stay(node: Node, outside: Host, tmp_pat
             worker.wait_for("revoked")
         assert "coordinator.reached" not in worker.text
         stopped(running)
+
+
+def test_a_lost_key_is_noticed_and_a_ca_made_anew_believes_nobody_of_before(
+    secrets: PkiJob, node: Node, outside: Host, tmp_path: Path
+) -> None:
+    with coordinating(node) as (pod, running):
+        assert outside.run("join", executed(pod, TOKEN).strip(), "--no-start").returncode == 0
+        assert pod.exec("secure-dagu", "pki", "revoke", "gpu-1").returncode == 0
+        stopped(running)
+    del secrets.api.secrets[JOIN]
+    assert secrets.run().returncode == 0
+    shutil.rmtree(pod.at("/etc/dagu"))  # what is mounted; the data volume stays
+    with pytest.raises(AssertionError, match=r"ca\.crl cannot be used"), coordinating(node):
+        pass
+    for name in (ROOT, CA, JOIN):
+        del secrets.api.secrets[name]
+    pod.at("/var/lib/dagu/pki/ca.crl").unlink()
+    assert secrets.run().returncode == 0
+    shutil.rmtree(pod.at("/etc/dagu"))
+    with coordinating(node) as (pod, running):
+        with outside.service("worker", "--worker.health-port=0") as worker:
+            running.wait_for("link.refused")
+            assert "coordinator.reached" not in worker.text
+        again = Host(tmp_path / "again")
+        again.home.mkdir()
+        with again.service("join", executed(pod, TOKEN).strip(), "--worker.health-port=0") as worker:
+            worker.wait_for("coordinator.reached")
+            stopped(worker, running)
 
 
 def test_a_pod_joins_by_itself_with_a_key_of_its_own_and_renews_its_certificate(node: Node, tmp_path: Path) -> None:
