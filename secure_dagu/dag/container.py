@@ -33,8 +33,11 @@ def read_container(report: Report, node: Node | None, path: str) -> Any:
     entry = reading.table(report, node, path, schema.CONTAINER)
     if entry is None:
         return None
+    kind = "exec" if entry.get("image") is None else "image"
     if (entry.get("exec") is None) == (entry.get("image") is None):
         report.problem(entry, path, "exactly one of exec and image is needed")
+    elif not reading.text(report, entry.get(kind), f"{path}.{kind}").strip():
+        report.problem(entry.entries[kind], f"{path}.{kind}", "must not be empty")
     elif entry.get("exec") is not None:
         for key in entry.entries:
             if key in schema.CONTAINER and key not in schema.CONTAINER_EXEC:
@@ -60,8 +63,12 @@ def _choices(report: Report, entry: Mapping, path: str) -> None:
     except (re.error, RecursionError, OverflowError):
         report.problem(entry.entries["log_pattern"], f"{path}.log_pattern", "this is not a valid regexp")
     check = reading.table(report, entry.get("healthcheck"), f"{path}.healthcheck", schema.HEALTHCHECK)
-    if check is not None and check.get("test") is None:
+    if check is None:
+        return
+    if check.get("test") is None:
         report.problem(check, f"{path}.healthcheck", "test is required")
+    for key in ("interval", "timeout", "start_period"):
+        parts.check_duration(report, check.get(key), f"{path}.healthcheck.{key}")
 
 
 def read_registry_auths(report: Report, node: Node | None, path: str) -> Any:

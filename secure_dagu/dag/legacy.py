@@ -58,6 +58,9 @@ def _unknown(kind: str) -> str:
 def _command(report: Report, entry: Mapping, path: str) -> dict[str, Any]:
     options = entry.get("with") or entry.get("config")
     reading.table(report, options, f"{path}.with", schema.RUN_WITH)
+    for key in schema.RUN_WITH:
+        if key in entry.entries:
+            _deprecated(report, entry, path, key, f"with.{key}")
     shell = read_shell(report, options if isinstance(options, Mapping) else entry, f"{path}.shell")
     command, script = entry.get("command"), entry.get("script")
     if script is None:

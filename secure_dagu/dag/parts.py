@@ -5,11 +5,12 @@ from __future__ import annotations
 import re
 import shlex
 
-from secure_dagu.dag import go_regexp, nodes, reading, schema
+from secure_dagu.dag import durations, go_regexp, nodes, reading, schema
 from secure_dagu.dag.entries import check_decoding, check_entries
 from secure_dagu.dag.model import ContinueOn, EnvEntry, Precondition, RepeatPolicy, RetryPolicy, Shell, StreamTarget
 from secure_dagu.dag.nodes import Mapping, Node, Scalar, Sequence
 from secure_dagu.dag.reading import Report
+from secure_dagu.errors import DefinitionError
 
 _DIGITS_OR_REFERENCE = re.compile(r"\s*\d{1,12}\s*|.*\$.*", re.DOTALL)
 
@@ -129,6 +130,17 @@ def check_regexp(report: Report, node: Node, path: str, pattern: str) -> None:
     else:
         if not pattern:
             report.problem(node, path, "expected: the regexp after re: is empty")
+
+
+def check_duration(report: Report, node: Node | None, path: str) -> None:
+    """Report what is neither a duration nor text with a reference."""
+    text = nodes.scalar_text(node) if isinstance(node, Scalar) else ""
+    if node is None or "$" in text:
+        return
+    try:
+        durations.seconds(text, field=path)
+    except DefinitionError as error:
+        report.problem(node, path, error.what.removeprefix(f"{path} ") + ": expected such as 1h30m or 500ms")
 
 
 def _count(report: Report, node: Node | None, path: str, default: str) -> str:

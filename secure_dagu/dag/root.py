@@ -24,6 +24,8 @@ _NUMBERS = {
     "hist_retention_runs": ("retention_runs", 1),
 }
 _MAILS = ("error_mail", "info_mail", "wait_mail")
+_QUEUE = r"(?!\.)[A-Za-z0-9_.-]{1,64}"
+_PORT = r"\s*\d{1,5}\s*|(?s:.*\$.*)"
 _DAYS = r"(?=.)(?:\d{1,6}d)?(?:\d+(?:\.\d+)?(?:ns|us|µs|ms|s|m|h))*"  # these are compiled when a file first needs them
 _CPU = r"\d{1,6}(?:\.\d{1,6})?|\d{1,9}m"
 _MEMORY = r"(?i:(\d{1,18}(?:\.\d{1,6})?)([kmgtpe]i?)?b?)"
@@ -35,6 +37,8 @@ def read_settings(report: Report, root: Mapping) -> dict[str, Any]:
     settings: dict[str, Any] = {
         key: reading.text(report, root.get(key), key) for key in _TEXTS if root.get(key) is not None
     }
+    if (node := root.get("queue")) is not None and settings["queue"] and not re.fullmatch(_QUEUE, settings["queue"]):
+        report.problem(node, "queue", "this is no name of a queue: at most 64 letters, digits, _, - and .")
     for key, field in _SECONDS.items():
         if (node := root.get(key)) is not None:
             settings[field] = float(reading.integer(report, node, key))
@@ -163,6 +167,9 @@ def _places(report: Report, root: Mapping, settings: dict[str, Any]) -> None:
         if entry is not None:
             reading.fits(report, entry, key, table)
             defaults[key] = nodes.plain_value(entry)
+            port = entry.get("port")
+            if isinstance(port, Scalar) and not re.fullmatch(_PORT, nodes.scalar_text(port)):
+                report.problem(port, f"{key}.port", "expected the number of a port")
             if key == "smtp":
                 _check_smtp(report, entry)
     if defaults:

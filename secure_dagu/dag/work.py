@@ -7,12 +7,11 @@ from __future__ import annotations
 
 from typing import Any
 
-from secure_dagu.dag import actions, durations, nodes, parts, reading, schema
+from secure_dagu.dag import actions, nodes, parts, reading, schema
 from secure_dagu.dag.model import Shell
 from secure_dagu.dag.nodes import Mapping, Node, Scalar, Sequence
 from secure_dagu.dag.reading import Report
 from secure_dagu.dag.waiting import HUMAN_TASK, check_human_task
-from secure_dagu.errors import DefinitionError
 
 _WITH_OPERATION = frozenset({"file", "artifact", "state", "s3", "sftp", "archive", "data"})
 """Actions whose last word is what a person reads in the summary of a run."""
@@ -137,7 +136,7 @@ def _check_values(report: Report, inputs: Mapping, path: str, name: str) -> None
         if allowed and isinstance(item, Scalar) and not item.is_null and "$" not in item.text:
             reading.choice(report, item, f"{path}.{key}", allowed, allowed[0])
     if name == "wait.duration":
-        _check_duration(report, inputs.get("duration"), f"{path}.duration")
+        parts.check_duration(report, inputs.get("duration"), f"{path}.duration")
     elif name == "http.request" and inputs.get("body") is not None:
         for key in ("form", "files"):
             if inputs.get(key) is not None:
@@ -146,16 +145,6 @@ def _check_values(report: Report, inputs: Mapping, path: str, name: str) -> None
         report.problem(inputs.keys["to"], f"{path}.to", "raw and to exclude each other")
     elif name == "router.route":
         _check_routes(report, inputs.get("routes"), f"{path}.routes")
-
-
-def _check_duration(report: Report, node: Node | None, path: str) -> None:
-    text = nodes.scalar_text(node) if isinstance(node, Scalar) else ""
-    if node is None or "$" in text:
-        return
-    try:
-        durations.seconds(text, field=path)
-    except DefinitionError as error:
-        report.problem(node, path, error.what.removeprefix(f"{path} ") + ": expected such as 1h30m or 500ms")
 
 
 def _check_routes(report: Report, node: Node | None, path: str) -> None:

@@ -59,6 +59,8 @@ def test_legacy_forms_are_read_and_said_to_be_deprecated() -> None:
     assert steps[2].inputs == {"command": "/bin/true", "args": ["1", "a"]}
     assert steps[3].inputs == {"dag": "other", "params": "x=1"}
     assert len(loaded.warnings) == 6
+    old_shell = load_definition("steps: [{command: a, shell: bash, shell_args: [-x]}]").warnings
+    assert [warning.split("use ")[1] for warning in old_shell] == ["`with.shell`", "`with.shell_args`", "`run`"]
     assert all("Deprecated DAG syntax" in warning for warning in loaded.warnings)
 
 
