@@ -84,6 +84,8 @@ def _entry(report: Report, node: Node, path: str) -> list[ParamDef]:
     if isinstance(node, Mapping):
         if "name" in node.entries and len(node.entries) > 1:
             return [_definition(report, node, path)]
+        if len(node.entries) > 1 and node.entries.keys() <= schema.PARAM.keys():
+            report.problem(node, path, "params: a definition needs name")
         return [_pair(report, node, path, name) for name in node.entries]
     report.problem(node, path, "expected KEY=value, a value or a map, found a list")
     return []

@@ -350,6 +350,7 @@ S = "steps: [{run: x}]\n"
         (S + f"name: {'a' * 41}", ["name", "at most 40"]),
         (S + "hist_retention_days: 1\nhist_retention_runs: 1", ["hist_retention_runs", "exclude"]),
         (S + "timeout_sec: yes", ["timeout_sec", "found text"]),
+        (S + "params: [{type: integer, default: 4}]", ["a.yaml:2:10", "params[0]", "a definition needs name"]),
     ],
 )
 def test_a_wrong_file_is_refused_with_a_stable_sentence(text: str, fragments: list[str]) -> None:
