@@ -10,6 +10,7 @@ from collections.abc import Callable, Iterator
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
+from zoneinfo import ZoneInfo
 
 import httpx
 import pytest
@@ -21,6 +22,7 @@ PASSWORD = "correct horse"
 CONFIG = """\
 public_url: https://dagu.example.org/flows
 cors_allowed_origins: [https://tools.example.org]
+tz: Asia/Tokyo
 skip_examples: true
 dag_discovery: {recursive: true}
 ui:
@@ -147,6 +149,14 @@ def test_ui_max_dashboard_page_limit_bounds_what_the_timeline_shows(client: http
         finished(client, "apple", run_id)
     page = client.get("/").text
     assert re.findall(r'class="timeline-bar[^>]*href="([^"]+)"', page) == ["/dag-runs/apple/newer"]
+
+
+def test_tz_is_the_zone_in_which_every_page_shows_times(client: httpx.Client) -> None:
+    finished(client, "apple", "timed")
+    [run] = api(client, "/dag-runs?dagRunId=timed")["dagRuns"]
+    there = datetime.fromisoformat(run["startedAt"]).astimezone(ZoneInfo("Asia/Tokyo"))
+    for page in ("/dag-runs", "/dag-runs/apple/timed", "/dags/apple"):
+        assert f">{there:%b} {there.day}, {there:%H:%M:%S}</time>" in client.get(page).text, page
 
 
 @pytest.mark.parametrize("dag", ["apple", "pear"])

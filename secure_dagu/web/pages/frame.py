@@ -13,7 +13,8 @@ from urllib.parse import quote
 from zoneinfo import ZoneInfo
 
 from fastapi import Request
-from jinja2 import Environment, FileSystemLoader, StrictUndefined
+from jinja2 import Environment, FileSystemLoader, StrictUndefined, pass_context
+from jinja2.runtime import Context
 from starlette.responses import HTMLResponse, Response
 
 from secure_dagu.web.api.deps import Need
@@ -148,7 +149,7 @@ def environment() -> Environment:
         "seg": lambda text: quote(str(text), safe=""),
         "iso": lambda at: at.astimezone(UTC).isoformat(timespec="seconds"),
         "utc": lambda at: f"{at.astimezone(UTC):%Y-%m-%d %H:%M:%S} UTC",
-        "local": local_text,
+        "local": _local,
         "moment": moment_of,
         "duration": duration,
         "elapsed": lambda begin: duration((datetime.now(UTC) - begin).total_seconds()),
@@ -161,9 +162,15 @@ def environment() -> Environment:
     return made
 
 
-def local_text(at: datetime) -> str:
-    """Return a moment for people, in the zone of this host."""
-    local = at.astimezone()
+@pass_context
+def _local(context: Context, at: datetime) -> str:
+    name = context["options"].time_zone
+    return local_text(at, ZoneInfo(name) if name else None)
+
+
+def local_text(at: datetime, zone: tzinfo | None) -> str:
+    """Return a moment for people, in a time zone; None: this host's, as its clock was at that moment."""
+    local = at.astimezone(zone)
     is_this_year = local.year == datetime.now(local.tzinfo).year
     return f"{local:%b} {local.day}, {local:%H:%M:%S}" if is_this_year else f"{local:%Y-%m-%d %H:%M}"
 
