@@ -238,7 +238,8 @@ class Client:
     def not_an_api(self, answer: Answer) -> SecureDaguError:
         """Return what is said of an answer that is none of a REST API's."""
         kind = answer.headers.get("content-type", "").partition(";")[0][:60]
-        return self._no_api(f"it answers {answer.status}" + (f" with {kind}" if kind else ""))
+        wants_tls = "; it may want https://" if self.context.server.is_plaintext and answer.status == 400 else ""
+        return self._no_api(f"it answers {answer.status}" + (f" with {kind}" if kind else "") + wants_tls)
 
     def _no_api(self, why: str) -> SecureDaguError:
         error = Unavailable(
