@@ -12,9 +12,18 @@ import pytest
 
 def program(name: str, *, package: str) -> str:
     """Return the path of a program."""
+    return _packaged(name, shutil.which(name), package)
+
+
+def file(path: Path, *, package: str) -> Path:
+    """Return a file that is no program, such as the module of one."""
+    return Path(_packaged(path.name, str(path) if path.exists() else None, package))
+
+
+def _packaged(name: str, where: str | None, package: str) -> str:
     return _found(
         name,
-        shutil.which(name),
+        where,
         ci=f"the Debian package {package} belongs into .ci/system-packages",
         laptop=f"install the Debian package {package}",
     )

@@ -13,6 +13,7 @@ from secure_dagu.errors import ConfigError
 from secure_dagu.link import private
 from secure_dagu.link.context import client_policy, server_policy
 from secure_dagu.link.material import Names
+from tests import needs
 from tests.link.certs import CLIENT, DAY, SERVER, Ca, Pair, uri
 
 
@@ -191,8 +192,7 @@ def test_a_client_certificate_must_be_for_clients(ca: Ca) -> None:
 
 def test_a_mounted_secret_of_roots_may_be_group_readable(ca: Ca) -> None:
     """Kubernetes mounts secrets as root's, readable by the pod's group."""
-    if os.geteuid() != 0:
-        pytest.skip("only root can make root's files")
+    needs.root(why="only root can make root's files")
     pair = ca.coordinator()
     pair.key.chmod(0o640)
     server_policy(cert=pair.cert, key=pair.key, client_ca=ca.file)

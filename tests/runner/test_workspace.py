@@ -19,6 +19,7 @@ from secure_dagu.errors import ConfigError, Conflict, IntegrityViolation, Invali
 from secure_dagu.run.model import AttemptId, DagRunRef
 from secure_dagu.runner import bundle
 from secure_dagu.runner.workspace import Workspaces, check_ids, unpack_bundle
+from tests import needs
 
 ATTEMPT = AttemptId("a1")
 NOBODY = 65534
@@ -106,8 +107,7 @@ def open_to_everybody(base: Path) -> None:
 
 def somebody_elses(base: Path) -> None:
     base.mkdir()
-    if os.geteuid() != 0:
-        pytest.skip("only root can give a folder away")
+    needs.root(why="only root can give a folder away")
     os.chown(base, NOBODY, NOBODY)
 
 

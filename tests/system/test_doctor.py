@@ -122,9 +122,7 @@ def test_all_is_well_as_an_operator_in_words(stage: Stage) -> None:
 
 def test_a_tcp_forwarder_passes(stage: Stage, tmp_path: Path) -> None:
     nginx = needs.program("nginx", package="nginx-light")
-    module = Path("/usr/lib/nginx/modules/ngx_stream_module.so")
-    if not module.exists():
-        pytest.skip("needs the Debian package libnginx-mod-stream")
+    module = needs.file(Path("/usr/lib/nginx/modules/ngx_stream_module.so"), package="libnginx-mod-stream")
     port = free_port()
     config = tmp_path / "nginx.conf"
     config.write_text(
