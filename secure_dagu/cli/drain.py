@@ -47,8 +47,12 @@ async def run(args: argparse.Namespace) -> int:
 
 
 async def _running(coordinator: Coordinator, caller: Caller, worker: str) -> int:
-    """Return how many tasks the worker runs."""
+    """Return how many tasks the worker runs: by the coordinator's record, or by its own word where that says more.
+
+    Another coordinator may hold some of them; only the worker's heartbeat tells of those.
+    """
     from secure_dagu.security.identity import acts_as
 
     views = await coordinator.fleet(caller)
-    return sum(len(view.info.stats.running) for view in views if acts_as(worker, view.info.worker))
+    mine = [view for view in views if acts_as(worker, view.info.worker)]
+    return sum(max(view.held_tasks, len(view.info.stats.running)) for view in mine)

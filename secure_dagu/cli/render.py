@@ -194,6 +194,7 @@ def workers_as_json(workers: Sequence[WorkerView]) -> list[dict[str, Any]]:
             "remoteAddress": item.remote_address,
             "connectedSince": _iso(item.connected_since),
             "version": item.version,
+            "held": item.held_tasks,
         }
         for item in sorted(workers, key=lambda item: item.info.worker)
     ]

@@ -248,6 +248,10 @@ class Board:
             if entry is not None:
                 yield demand, self.backlog.count(demand), entry.enqueued_at, self._why(demand)
 
+    def held_by(self, worker: WorkerId) -> int:
+        """Return how many tasks a worker was offered or holds."""
+        return self._ledger.load(worker)
+
     def leases(self) -> int:
         """Return how many tasks are held by workers."""
         return len(self._ledger) - len(self.backlog) - len(self._offers)

@@ -101,7 +101,12 @@ class Machines:
         for info in self._board.presences.infos(now):
             views[info.worker] = self._view(info, newest.get(info.worker.partition("@")[0]))
         for info in self._board.presences.lost(now):
-            views[info.worker] = WorkerView(info=info, is_lost=True, version=self._version(info.worker))
+            views[info.worker] = WorkerView(
+                info=info,
+                is_lost=True,
+                version=self._version(info.worker),
+                held_tasks=self._board.held_by(info.worker),
+            )
         for info in self.quarantined(now):
             views[info.worker] = self._view(info, newest.get(info.worker.partition("@")[0]), WorkerState.QUARANTINED)
         if is_bound(caller):
@@ -161,6 +166,7 @@ class Machines:
             remote_address=peer.address if peer is not None else "",
             connected_since=peer.opened_at if peer is not None else None,
             version=self._version(info.worker),
+            held_tasks=self._board.held_by(info.worker),
         )
 
     def _version(self, worker: WorkerId) -> str:

@@ -486,6 +486,8 @@ class WorkerView(Struct, frozen=True, kw_only=True):
     """Of its program; empty for a worker that does not say."""
     is_lost: bool = False
     """It went away, or has been silent for too long; `info` is its last word."""
+    held_tasks: int = 0
+    """Tasks that the coordinator has offered or leased to it: true now, where `info.stats` is as old as a heartbeat."""
 
 
 class ServiceView(Struct, frozen=True, kw_only=True):

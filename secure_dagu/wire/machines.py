@@ -30,6 +30,7 @@ def machine_message(view: WorkerView) -> ext.Machine:
         connected_since=_ms(view.connected_since),
         version=view.version,
         is_lost=view.is_lost,
+        held_tasks=view.held_tasks,
     )
 
 
@@ -50,6 +51,7 @@ def machine_of(message: ext.Machine) -> WorkerView:
         connected_since=_moment(message.connected_since),
         version=fields.line(message.version, "version"),
         is_lost=message.is_lost,
+        held_tasks=message.held_tasks,
     )
 
 

@@ -37,6 +37,26 @@ async def test_a_dispatched_task_reaches_a_waiting_poller_and_becomes_a_lease(pl
         assert (document["status"], document["attemptId"], document["triggerActor"]) == (0, sent.attempt_id, "ci")
 
 
+async def test_the_fleet_tells_at_once_what_a_worker_was_given_whatever_its_last_heartbeat_said(place: Place) -> None:
+    async with place.coordinator() as house, asyncio.timeout(10):
+
+        async def held() -> int:
+            (view,) = await house.service.machines.fleet(DISPATCHER)
+            assert not view.info.stats.running, "its heartbeat does not know yet"
+            return view.held_tasks
+
+        await house.beat(W1)
+        await house.service.desk.dispatch(DISPATCHER, a_task())
+        assert await held() == 0
+        claim = await house.poll(W1)
+        assert await held() == 1
+        await house.acknowledge(W1, claim)
+        await house.report(W1, claim, 1)
+        assert await held() == 1
+        await house.report(W1, claim, 4)
+        assert await held() == 0
+
+
 async def test_repeating_a_dispatch_while_the_run_is_active_changes_nothing(place: Place) -> None:
     async with place.coordinator() as house, asyncio.timeout(10):
         await house.beat(W1)

@@ -95,7 +95,7 @@ MACHINE = WorkerView(
     ),
     state=WorkerState.DRAINING, identity="spiffe://dagu.example/worker/w1", serial="ab", issuer="cd",
     cert_not_after=NOW, tls_version="TLSv1.3", cipher="TLS_AES_256_GCM_SHA384", group="X25519MLKEM768",
-    remote_address="192.0.2.1:4711", connected_since=NOW, version="1.0", is_lost=False,
+    remote_address="192.0.2.1:4711", connected_since=NOW, version="1.0", is_lost=False, held_tasks=2,
 )  # fmt: skip
 LINK = LinkView(
     identity="spiffe://dagu.example/worker/w1", role="worker", address="192.0.2.1:4711", tls_version="TLSv1.3",

@@ -733,6 +733,7 @@ class Machine(_message.Message):
     CONNECTED_SINCE_FIELD_NUMBER: _builtins.int
     VERSION_FIELD_NUMBER: _builtins.int
     IS_LOST_FIELD_NUMBER: _builtins.int
+    HELD_TASKS_FIELD_NUMBER: _builtins.int
     state: _builtins.str
     """active, draining or quarantined."""
     identity: _builtins.str
@@ -749,6 +750,8 @@ class Machine(_message.Message):
     version: _builtins.str
     is_lost: _builtins.bool
     """True when it went without a word, or said that it goes."""
+    held_tasks: _builtins.int
+    """Tasks that the coordinator has offered to it or leased to it, by its own record."""
     @_builtins.property
     def worker(self) -> _coordinator_pb2.WorkerInfo: ...
     def __init__(
@@ -767,10 +770,11 @@ class Machine(_message.Message):
         connected_since: _builtins.int = ...,
         version: _builtins.str = ...,
         is_lost: _builtins.bool = ...,
+        held_tasks: _builtins.int = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["worker", b"worker"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["address", b"address", "cipher", b"cipher", "connected_since", b"connected_since", "group", b"group", "identity", b"identity", "is_lost", b"is_lost", "issuer", b"issuer", "not_after", b"not_after", "serial", b"serial", "state", b"state", "tls_version", b"tls_version", "version", b"version", "worker", b"worker"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["address", b"address", "cipher", b"cipher", "connected_since", b"connected_since", "group", b"group", "held_tasks", b"held_tasks", "identity", b"identity", "is_lost", b"is_lost", "issuer", b"issuer", "not_after", b"not_after", "serial", b"serial", "state", b"state", "tls_version", b"tls_version", "version", b"version", "worker", b"worker"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
