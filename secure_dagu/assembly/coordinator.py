@@ -152,13 +152,13 @@ async def serving(loaded: Loaded, stop: asyncio.Event) -> AsyncIterator[Serving]
             standing=current.standing,
         )
         everything = _Everything(running)
-        backend = f"{folder}/grpc"
+        backends = [f"{folder}/grpc{number}" for number in range(server.ACCEPTING)]
         # Left in reverse: gRPC ends its open calls first, then the edge cuts its links.
         edge = await stack.enter_async_context(
             listener.listen(
                 bind=[(own.host, own.port)],
                 policy=policy,
-                backend=backend,
+                backends=backends,
                 directory=folder,
                 register=register,
                 forwarders=own.proxy_protocol_from,
@@ -166,7 +166,7 @@ async def serving(loaded: Loaded, stop: asyncio.Event) -> AsyncIterator[Serving]
         )
         wire = await stack.enter_async_context(
             server.serve(
-                socket_path=backend,
+                socket_paths=backends,
                 desk=everything,
                 gate=gate,
                 keepalive=own.keepalive,

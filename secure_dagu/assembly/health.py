@@ -133,7 +133,7 @@ async def _https(
         async with (
             health.serve_behind(site, path=backend),
             listener.listen(
-                bind=[address], policy=https(), https=https, backend=backend, directory=folder, register=register,
+                bind=[address], policy=https(), https=https, backends=[backend], directory=folder, register=register,
                 limits=LIMITS,
             ),
         ):  # fmt: skip

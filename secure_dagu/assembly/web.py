@@ -228,7 +228,7 @@ async def _serve(
             async with (
                 _running(uvicorn.Config(app, **_COMMON), [inner]) as end,
                 listener.listen(
-                    bind=[(core.host, core.port)], policy=https(), https=https, backend=backend, directory=folder,
+                    bind=[(core.host, core.port)], policy=https(), https=https, backends=[backend], directory=folder,
                     register=register, limits=LIMITS,
                 ) as edge,
             ):  # fmt: skip

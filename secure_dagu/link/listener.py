@@ -10,6 +10,7 @@ import asyncio
 import contextlib
 import errno
 import functools
+import itertools
 import logging
 import resource
 import socket
@@ -67,7 +68,7 @@ class Listener:
         self,
         *,
         policy: ServerPolicy | UnsafePlaintext,
-        backend: str,
+        backends: Sequence[str],
         directory: Path,
         register: Register,
         limits: Limits,
@@ -89,7 +90,7 @@ class Listener:
         """Exchanges of `link.enrol` in progress."""
         self.answer: enrol.Answerer | None = None
         """Who answers machines that join or renew; None: their protocols are refused. May be assigned."""
-        self._backend, self._directory, self._limits, self._group = backend, directory, limits, group
+        self._backends, self._directory, self._limits, self._group = itertools.cycle(backends), directory, limits, group
         self._by_address: Counter[str] = Counter()
         self._buffer = new_buffer()
         self._loop = asyncio.get_running_loop()
@@ -285,7 +286,7 @@ class Listener:
             self.register.leave(peer)
 
     async def _to_backend(self, back: End, peer: Peer, name: str, relay: Relay) -> None:
-        """Connect to the gRPC server under `name`, which is how it reports the peer of every call."""
+        """Connect to a gRPC server under `name`, which is how it reports the peer of every call."""
         sock = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
         try:
             sock.bind(name)
@@ -293,7 +294,7 @@ class Listener:
                 self.register.enter(peer, relay.cut)  # before connect: the first call may arrive at once
                 sock.setblocking(False)
                 async with asyncio.timeout(BACKEND_LIMIT_S):
-                    await _connect_unix(sock, self._backend)
+                    await _connect_unix(sock, next(self._backends))
             finally:
                 Path(name).unlink(missing_ok=True)  # noqa: ASYNC240 - one unlink in our own folder
             await self._loop.create_unix_connection(lambda: back, sock=sock)
@@ -324,14 +325,14 @@ async def listen(
     *,
     bind: Sequence[tuple[str, int]],
     policy: ServerPolicy | UnsafePlaintext,
-    backend: str,
+    backends: Sequence[str],
     directory: Path,
     register: Register,
     limits: Limits | None = None,
     https: Callable[[], ServerPolicy] | None = None,
     forwarders: Sequence[proxy_header.Network] = (),
 ) -> AsyncIterator[Listener]:
-    """Listen on every `(host, port)` of `bind` and relay admitted links to the unix socket `backend`.
+    """Listen on every `(host, port)` of `bind` and relay admitted links to the unix sockets `backends`, in turn.
 
     `directory` is a 0700 folder (`private.folder`) for the names of private connections. On exit the port closes and
     all links are cut; stop the gRPC server before, so that calls have ended. `https`: the backend is an
@@ -347,7 +348,7 @@ async def listen(
     async with asyncio.TaskGroup() as group:
         listener = Listener(
             policy=policy,
-            backend=backend,
+            backends=backends,
             directory=directory,
             register=register,
             limits=limits or Limits(),

@@ -6,6 +6,7 @@ import asyncio
 from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
 from datetime import timedelta
+from typing import Final
 
 import grpc
 import grpc.aio
@@ -38,11 +39,19 @@ OPTIONS = (
 )
 
 
-class WireServer:
-    """A running server."""
+ACCEPTING: Final = 8
+"""How many gRPC servers share the links of a coordinator.
 
-    def __init__(self, server: grpc.aio.Server, *, gate: Gate, servicer: Servicer, health: Health) -> None:
-        self._server = server
+A server takes up one new call at a time and asks its core for the next over two changes of threads: under load, calls
+wait for that, and each turn of the event loop finds one call to do. Processor time a call of 2,000 workers that beat
+once a second, with 1, 2, 4 and 8 servers: 540, 400, 400 and 330 us (three runs each on a busy machine).
+"""
+
+
+class WireServer:
+    """The running servers."""
+
+    def __init__(self, *, gate: Gate, servicer: Servicer, health: Health) -> None:
         self._gate = gate
         self._servicer = servicer
         self._health = health
@@ -64,40 +73,49 @@ class WireServer:
 @asynccontextmanager
 async def serve(
     *,
-    socket_path: str,
+    socket_paths: Sequence[str],
     desk: Coordinator,
     gate: Gate,
     advertise: Sequence[str] = (),
     keepalive: timedelta = timedelta(seconds=20),
     grace_s: float = 2.0,
 ) -> AsyncIterator[WireServer]:
-    """Serve `desk` behind `gate` at a unix socket; on leaving, drain, wait `grace_s` for open calls, then cut.
+    """Serve `desk` behind `gate` at unix sockets, by a gRPC server each (`ACCEPTING`).
+
+    On leaving, drain, wait `grace_s` for open calls, then cut.
 
     `advertise` are the addresses that tasks name; a doctor asks for them. `keepalive`: how often a connection without
     traffic is pinged; by the server, for a server may count pings as abuse, and no client does.
 
-    The folder of `socket_path` must be private to this user: who can reach the socket skips the TLS edge, though not
-    the gate, which knows no peer behind such a connection.
+    The folder of the sockets must be private to this user: who can reach one skips the TLS edge, though not the gate,
+    which knows no peer behind such a connection.
     """
     withdrawn: asyncio.Queue[ClaimToken] = asyncio.Queue()
     servicer = Servicer(desk, withdraw=withdrawn.put_nowait)
     health = Health(advertise)
     interval_ms = int(max(keepalive, MIN_KEEPALIVE) / timedelta(milliseconds=1))
-    server = grpc.aio.server(options=(*OPTIONS, ("grpc.keepalive_time_ms", interval_ms)))
-    server.add_generic_rpc_handlers((_Table(gate, servicer, health, Extensions(desk)),))
-    server.add_insecure_port(f"unix:{socket_path}")
-    running = WireServer(server, gate=gate, servicer=servicer, health=health)
+    table = _Table(gate, servicer, health, Extensions(desk))
+    servers: list[grpc.aio.Server] = []
+    for path in socket_paths:
+        server = grpc.aio.server(options=(*OPTIONS, ("grpc.keepalive_time_ms", interval_ms)))
+        server.add_generic_rpc_handlers((table,))
+        server.add_insecure_port(f"unix:{path}")
+        servers.append(server)
+    running = WireServer(gate=gate, servicer=servicer, health=health)
     failure: Exception | None = None
     async with asyncio.TaskGroup() as group:
         withdrawing = group.create_task(_withdraw(desk, withdrawn), name="withdraw undelivered claims")
-        await server.start()
+        for server in servers:
+            await server.start()
         try:
             yield running
         except Exception as error:
             failure = error
         finally:
             running.drain()
-            await server.stop(grace_s)
+            async with asyncio.TaskGroup() as stopping:
+                for server in servers:
+                    stopping.create_task(server.stop(grace_s))
             withdrawing.cancel()
     if failure is not None:
         raise failure

@@ -24,7 +24,7 @@ from secure_dagu.security.grants import parse_grants
 from secure_dagu.security.policy import STRICT, Policy
 from secure_dagu.telemetry.rpc_series import RpcSeries
 from secure_dagu.wire.interceptors import Denial, Gate
-from secure_dagu.wire.server import WireServer, serve
+from secure_dagu.wire.server import ACCEPTING, WireServer, serve
 from tests.coordinator.harness import House, ManualClock, Place
 from tests.link.conftest import open_dialer
 
@@ -134,14 +134,14 @@ async def fortress(root: Path, policy: Policy = STRICT) -> AsyncIterator[Fortres
     data = root / "data"
     data.mkdir()
     with private.folder() as folder:
-        backend = f"{folder}/grpc"
+        backends = [f"{folder}/grpc{number}" for number in range(ACCEPTING)]
         async with (
             asyncio.timeout(60),
             Place(data, ManualClock()).coordinator() as house,
             listen(
-                bind=[("127.0.0.1", 0)], policy=server, backend=backend, directory=folder, register=register
+                bind=[("127.0.0.1", 0)], policy=server, backends=backends, directory=folder, register=register
             ) as edge,
-            serve(socket_path=backend, desk=_Everything(house.service), gate=gate, grace_s=0.2) as wire,
+            serve(socket_paths=backends, desk=_Everything(house.service), gate=gate, grace_s=0.2) as wire,
         ):
             yield Fortress(
                 root=root, house=house, edge=edge, register=register, gate=gate, wire=wire, folder=folder,

@@ -46,7 +46,7 @@ async def house(tmp_path: Path, standing: Verdict) -> AsyncIterator[House]:
     house.gate = Gate(
         peer_of=lambda _name: house.peer, recorder=house.calls, denied=house.denied.append, standing=standing
     )
-    async with serve(socket_path=house.path, desk=house.desk, gate=house.gate, grace_s=0.2) as server:
+    async with serve(socket_paths=[house.path], desk=house.desk, gate=house.gate, grace_s=0.2) as server:
         house.server = server
         yield house
 

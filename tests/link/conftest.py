@@ -124,7 +124,7 @@ async def open_edge(
         listen(
             bind=[("127.0.0.1", 0)],
             policy=policy,
-            backend=backend,
+            backends=[backend],
             directory=folder,
             register=register,
             limits=limits,

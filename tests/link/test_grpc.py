@@ -52,7 +52,7 @@ async def grpc_edge(policy: ServerPolicy | UnsafePlaintext, folder: Path) -> Asy
     await server.start()
     try:
         async with listen(
-            bind=[("127.0.0.1", 0)], policy=policy, backend=backend, directory=folder, register=register
+            bind=[("127.0.0.1", 0)], policy=policy, backends=[backend], directory=folder, register=register
         ) as listener:
             yield listener.addresses[0][1], register
     finally:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import socket
 import ssl
 from pathlib import Path
@@ -26,7 +27,7 @@ async def test_a_second_listener_on_the_port_is_refused_by_name(edge: Edge, good
         async with listen(
             bind=[("127.0.0.1", edge.port)],
             policy=good_server,
-            backend="nowhere",
+            backends=["nowhere"],
             directory=edge.folder,
             register=Register(),
         ):
@@ -40,10 +41,43 @@ async def test_an_address_that_is_not_ours_is_refused_by_name(
 ) -> None:
     with pytest.raises(ConfigError, match="cannot listen on") as refused:
         async with listen(
-            bind=[(host, 0)], policy=good_server, backend="nowhere", directory=folder, register=Register()
+            bind=[(host, 0)], policy=good_server, backends=["nowhere"], directory=folder, register=Register()
         ):
             pass
     assert words in refused.value.fix
+
+
+async def test_links_take_turns_among_the_backends(
+    good_server: ServerPolicy, good_client: ClientPolicy, folder: Path
+) -> None:
+    greetings = [bytes([number]) * len(SETTINGS) for number in range(3)]
+    async with contextlib.AsyncExitStack() as stack:
+
+        async def backend(greeting: bytes) -> str:
+            async def greet(_reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+                writer.write(greeting)
+                writer.close()
+
+            path = f"{folder}/{greeting[0]}"
+            await stack.enter_async_context(await asyncio.start_unix_server(greet, path))
+            return path
+
+        listener = await stack.enter_async_context(
+            listen(
+                bind=[("127.0.0.1", 0)],
+                policy=good_server,
+                backends=[await backend(greeting) for greeting in greetings],
+                directory=folder,
+                register=Register(),
+            )
+        )
+        heard = []
+        for _ in range(6):
+            async with open_dialer(good_client, "localhost", listener.addresses[0][1], folder) as dialer:
+                reader, writer = await through(dialer)
+                heard.append(await reader.read())
+                writer.close()
+    assert heard == [*greetings, *greetings]
 
 
 async def test_connections_beyond_a_limit_are_closed_before_tls(good_server: ServerPolicy, folder: Path) -> None:

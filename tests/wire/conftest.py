@@ -22,7 +22,7 @@ from tests.wire.fakes import FakeCoordinator, FakeLink, peer
 
 @dataclass
 class House:
-    """One coordinator: its desk, its wall, its socket."""
+    """One coordinator: its desk, its wall, its sockets (`path`, and `path` with a 2)."""
 
     path: str
     desk: FakeCoordinator = field(default_factory=FakeCoordinator)
@@ -39,7 +39,10 @@ class House:
 @asynccontextmanager
 async def coordinator_at(path: str) -> AsyncIterator[House]:
     house = House(path)
-    async with asyncio.timeout(60), serve(socket_path=path, desk=house.desk, gate=house.gate, grace_s=0.2) as server:
+    async with (
+        asyncio.timeout(60),
+        serve(socket_paths=[path, f"{path}2"], desk=house.desk, gate=house.gate, grace_s=0.2) as server,
+    ):
         house.server = server
         yield house
 

@@ -364,6 +364,21 @@ async def test_draining_answers_polls_says_not_serving_and_lets_reports_in(
     assert health_pb2.HealthCheckResponse.FromString(raw).status == health_pb2.HealthCheckResponse.NOT_SERVING
 
 
+async def test_every_server_of_a_coordinator_has_the_same_desk_and_the_same_wall(
+    house: House, channel_to: Callable[..., Channel]
+) -> None:
+    first, second = (RemoteCoordinator(channel_to(path)) for path in (house.path, f"{house.path}2"))
+    async with asyncio.TaskGroup() as group:
+        polls = [group.create_task(client.poll(WORKER, poller_id="p", labels={})) for client in (first, second)]
+        await house.desk.polls_are(2)
+        house.server.drain()
+    assert [poll.result() for poll in polls] == [None, None]
+    for client in (first, second):
+        with pytest.raises(Unavailable, match="shutting down"):
+            await client.poll(WORKER, poller_id="p", labels={})
+        assert (await client.report_status(WORKER, status="{}", source_file="", labels="")).accepted
+
+
 async def test_health_is_checked_and_watched(house: House, channel_to: Callable[..., Channel]) -> None:
     channel = channel_to(house.path)
     kind = health_pb2.HealthCheckResponse

@@ -50,7 +50,7 @@ async def worker_of(path: str, runner: FakeRunner) -> AsyncIterator[Worker]:
 async def serving(path: str, coordinator: FakeCoordinator) -> AsyncIterator[None]:
     """Serve the coordinator until the end of the block, then cut every call."""
     gate = Gate(peer_of=lambda _name: peer(), recorder=RpcSeries("server"), denied=lambda _denial: None)
-    async with serve(socket_path=path, desk=coordinator, gate=gate, grace_s=0.0):
+    async with serve(socket_paths=[path], desk=coordinator, gate=gate, grace_s=0.0):
         yield
 
 
