@@ -15,6 +15,7 @@ from secure_dagu import __version__
 from secure_dagu.assembly import (
     audit,
     compliance,
+    copied,
     discovering,
     enrolment,
     exceptions,
@@ -183,6 +184,7 @@ async def serving(loaded: Loaded, stop: asyncio.Event) -> AsyncIterator[Serving]
             )
         )
         metrics.show_connections(register.counts, register.peers)
+        await stack.enter_async_context(copied.watched(register.peers, by_design=own.shared_certificates, trail=trail))
         await stack.enter_async_context(compliance.shown(compliance.controls(loaded, trail)))
         await stack.enter_async_context(
             serve_health(

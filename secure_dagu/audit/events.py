@@ -51,6 +51,7 @@ class Action(StrEnum):
     CERTIFICATE_LOADED = "certificate.loaded"
     CERTIFICATE_UNUSABLE = "certificate.unusable"
     CERTIFICATE_UNKNOWN = "certificate.unknown"
+    CERTIFICATE_COPIED = "certificate.copied"
 
     CA_CREATED = "ca.created"
     CA_KEY_PROTECTED = "ca.key_protected"
@@ -192,6 +193,9 @@ MEANINGS: Mapping[Action, Meaning] = MappingProxyType(
         Action.CERTIFICATE_UNUSABLE: _often("New certificate files cannot be used; the last good ones stay in use."),
         Action.CERTIFICATE_UNKNOWN: _often(
             "A peer came with a certificate that our CA signed and its ledger does not know: its key may be stolen."
+        ),
+        Action.CERTIFICATE_COPIED: _often(
+            "A worker's certificate is in use from more than one address at once: its key may be stolen."
         ),
         Action.CA_CREATED: _now("A CA was made."),
         Action.CA_KEY_PROTECTED: _now("The protection of the CA's key was changed (passphrase, PKCS#11)."),

@@ -217,6 +217,11 @@ class Coordinator:
         (), "TCP forwarders that say by the PROXY protocol, version 2, for whom they forward; from them it is "
         "required, from nobody else it is taken.", flag="--coordinator.proxy-protocol-from", default_text="none",
     )  # fmt: skip
+    shared_certificates: Texts = setting(
+        (), "Names of worker certificates that several hosts share on purpose, such as a pool of pods; any other one "
+        "that is in use from two addresses at once raises an alarm.", flag="--coordinator.shared-certificates",
+        default_text="none",
+    )  # fmt: skip
     keepalive: Duration = setting(
         timedelta(seconds=20), "How often it pings a connection over which nothing comes, at least 1s; keep it below "
         "the idle limit of whatever stands in between.", flag="--coordinator.keepalive",

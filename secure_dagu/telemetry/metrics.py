@@ -166,6 +166,11 @@ UNKNOWN_CERTIFICATES = Counter(
     "Links opened with a certificate that our CA signed and its ledger does not know: the CA's key may be stolen.",
     registry=COORDINATOR,
 )
+COPIED_CERTIFICATES = Gauge(
+    "secure_dagu_certificates_on_several_hosts",
+    "Worker certificates in use from more than one address at once, but for coordinator.shared_certificates.",
+    registry=COORDINATOR,
+)
 
 # -- C.5 workers (the gauges come from `show_workers`) -----------------------------------------------------------------
 
