@@ -61,14 +61,14 @@ async def _rate(host: Host, launcher: Launcher) -> list[Row]:
     began = time.perf_counter()
     await _enqueued(launcher, RUNS)
     enqueued = time.perf_counter() - began
-    await _empty(host, launcher)
+    await _empty(launcher)
     whole = RUNS / (time.perf_counter() - began)
     book = queue_book(host.loaded, launcher)
     await book.pause("q", actor="bench")
     await _enqueued(launcher, RUNS)
     began = time.perf_counter()
     await book.resume("q", actor="bench")
-    await _empty(host, launcher)
+    await _empty(launcher)
     drained = RUNS / (time.perf_counter() - began)
     return [
         ("queued one-step runs, end to end", whole, "/s", ">= 100", whole >= 100),
@@ -79,7 +79,7 @@ async def _rate(host: Host, launcher: Launcher) -> list[Row]:
 
 async def _drained(host: Host, launcher: Launcher, count: int) -> None:
     await _enqueued(launcher, count)
-    await _empty(host, launcher)
+    await _empty(launcher)
 
 
 async def _enqueued(launcher: Launcher, count: int) -> None:
@@ -92,7 +92,7 @@ async def _enqueued(launcher: Launcher, count: int) -> None:
     await asyncio.gather(*(one() for _ in range(count)))
 
 
-async def _empty(host: Host, launcher: Launcher) -> None:
+async def _empty(launcher: Launcher) -> None:
     """Wait until nothing waits and nothing runs."""
     while launcher.places.running.living("q") or any((launcher.places.queues / "q").glob("item_*")):
         await asyncio.sleep(0.02)

@@ -26,39 +26,19 @@ PLAINTEXT_BANNER = (
 )
 
 
-def minimum(loaded: Loaded, held: InForce | None = None) -> MinimumTls:
-    """Return the oldest TLS version: with `held`, 1.2 only as long as an exception holds for it."""
-    is_1_2 = loaded.settings.peer.min_tls_version == "1.2" and (held is None or held.permits(Kind.TLS_1_2))
+def minimum(loaded: Loaded, held: InForce) -> MinimumTls:
+    """Return the oldest TLS version: 1.2 only as long as an exception holds for it."""
+    is_1_2 = loaded.settings.peer.min_tls_version == "1.2" and held.permits(Kind.TLS_1_2)
     return MinimumTls.V1_2 if is_1_2 else MinimumTls.V1_3
 
 
-def server_policy(loaded: Loaded, held: InForce | None = None) -> ServerPolicy | UnsafePlaintext:
-    """Return the coordinator's policy. `held`: None asks the exception ledger now.
+def client_policy(loaded: Loaded, purpose: Purpose) -> ClientPolicy | UnsafePlaintext:
+    """Return the policy of who dials, by what the exception ledger says now.
 
     Raises:
         ConfigError: certificate files are unfit, or the configuration needs an exception that does not hold.
     """
-    held = admitted(loaded, Purpose.COORDINATOR) if held is None else held
-    files = peer_files(loaded, Purpose.COORDINATOR)
-    if isinstance(files, Insecure):
-        return UnsafePlaintext()
-    return context.server_policy(
-        cert=files.cert,
-        key=files.key,
-        client_ca=files.ca,
-        advertised=loaded.settings.coordinator.advertise,
-        rules=loaded.settings.peer.identity_rules,
-        minimum=minimum(loaded, held),
-    )
-
-
-def client_policy(loaded: Loaded, purpose: Purpose, held: InForce | None = None) -> ClientPolicy | UnsafePlaintext:
-    """Return the policy of who dials. `held`: None asks the exception ledger now.
-
-    Raises:
-        ConfigError: certificate files are unfit, or the configuration needs an exception that does not hold.
-    """
-    held = admitted(loaded, purpose) if held is None else held
+    held = admitted(loaded, purpose)
     files = peer_files(loaded, purpose)
     if isinstance(files, Insecure):
         return UnsafePlaintext()

@@ -164,8 +164,8 @@ class InForce:
                 metrics.SECURITY_EXCEPTION_EXPIRY.remove_by_labels({"kind": kind.value})
 
 
-def admitted(loaded: Loaded, purpose: Purpose, now: datetime | None = None) -> InForce:
-    """Return the exceptions that the configuration of a process needs.
+def admitted(loaded: Loaded, purpose: Purpose) -> InForce:
+    """Return the exceptions that the configuration of a process needs now.
 
     Raises:
         ConfigError: one is missing, has ended, or the ledger cannot be read; with the command that grants it.
@@ -174,16 +174,16 @@ def admitted(loaded: Loaded, purpose: Purpose, now: datetime | None = None) -> I
     kinds = wanted(loaded, purpose)
     if loaded.settings.peer.insecure and Kind.PLAINTEXT not in kinds and purpose is not Purpose.OPERATOR:
         log.info("exception.not_needed", setting="peer.insecure=true", why="it stays on this host's loopback addresses")
-    return held_for(loaded, kinds, now)
+    return held_for(loaded, kinds)
 
 
-def held_for(loaded: Loaded, kinds: tuple[Kind, ...], now: datetime | None = None) -> InForce:
-    """Return the exceptions for these weakenings.
+def held_for(loaded: Loaded, kinds: tuple[Kind, ...]) -> InForce:
+    """Return the exceptions for these weakenings now.
 
     Raises:
         ConfigError, IntegrityViolation: as `admitted`.
     """
-    now = now or datetime.now(UTC)
+    now = datetime.now(UTC)
     if not kinds:
         return InForce(loaded.home, EMPTY, (), now)
     ledger = read_ledger(loaded.home)

@@ -39,21 +39,11 @@ _STATUS: Final = {Status.ACTIVE: "active", Status.INACTIVE: "inactive"}
 class Machines:
     """Implement `dispatch.operating.Fleet`."""
 
-    def __init__(
-        self,
-        loaded: Loaded,
-        way: Way,
-        *,
-        registry: Registry | None = None,
-    ) -> None:
-        """Take the configuration and the way to a coordinator.
-
-        Args:
-            registry: where instances register; None: the folder of the configuration.
-        """
+    def __init__(self, loaded: Loaded, way: Way) -> None:
+        """Take the configuration and the way to a coordinator."""
         self._loaded = loaded
         self._way = way
-        self._registry = registry or Registry(loaded.settings.paths.service_registry_dir)
+        self._registry = Registry(loaded.settings.paths.service_registry_dir)
 
     async def workers(self) -> Sequence[WorkerView]:
         """Return all known workers (`Fleet.workers`)."""

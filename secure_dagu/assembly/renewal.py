@@ -174,11 +174,10 @@ async def ask_trust(policy: ClientPolicy, coordinators: Sequence[Address], ca: P
             return
 
 
-def rejoin_words(identity_or_name: str, role: str = "worker") -> str:
-    """Return how a machine comes back whose certificate has ended."""
-    name = identity_or_name.rpartition("/")[2]
-    what = f"--worker {name}" if role == "worker" else f"--role {role} --name {name}"
-    return f"`secure-dagu join LINE`, LINE being what `secure-dagu pki token {what}` prints on the coordinator's host"
+def rejoin_words(name: str) -> str:
+    """Return how a worker comes back whose certificate has ended."""
+    token = f"secure-dagu pki token --worker {name}"
+    return f"`secure-dagu join LINE`, LINE being what `{token}` prints on the coordinator's host"
 
 
 @contextlib.asynccontextmanager

@@ -182,8 +182,8 @@ async def serving_web(
         parts = _parts(loaded, operating, door, hub, disk, lambda: compliance.evidence(loaded, operating.trail, judged))
         register = Register(on_event)
         app = web_app.surround(
-            _inside(_options(loaded, operating)),
-            Services(parts=parts, door=door, options=_options(loaded, operating)),
+            _inside(_options(loaded)),
+            Services(parts=parts, door=door, options=_options(loaded)),
             _outside(loaded, names, trusts_loopback=trusts_loopback),
             peer_of=register.peer_of,
             origins=_origins(loaded),
@@ -408,7 +408,7 @@ def _outside(loaded: Loaded, names: Sequence[str], *, trusts_loopback: bool) -> 
     )
 
 
-def _options(loaded: Loaded, operating: Operating) -> Options:
+def _options(loaded: Loaded) -> Options:
     settings = loaded.settings
     core = settings.core
     return Options(

@@ -94,7 +94,7 @@ async def _retry_child(args: argparse.Namespace, loaded: Loaded, places: Places,
     document = attempt.status()
     if any(one.is_alive() for one in (attempt, root.attempts()[-1])):
         raise Conflict(f"dag-run {args.sub_run_id} cannot be retried", why="its run goes on", fix="wait for its end")
-    kept = start_of(DagRunRef(str(document["name"]), args.sub_run_id), attempt.definition(), is_child=True)
+    kept = start_of(DagRunRef(str(document["name"]), args.sub_run_id), attempt.definition())
     begin = replace(kept, trigger=TriggerType.RETRY, actor=workflow.actor(), worker=args.worker_id)
     runs = LocalRuns(places, echo=workflow.echo_of(args, loaded), remote=workflow.remote_of(args, loaded))
     again = Retry(previous=attempt.document(), step=args.step, downstream=args.downstream)

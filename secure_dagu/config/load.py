@@ -75,15 +75,15 @@ def home_of(args: argparse.Namespace, environ: Mapping[str, str] | None = None) 
         raise ConfigError("the home directory cannot be used", why=str(problem), fix="see --dagu-home") from problem
 
 
-def wants_debug(environ: Mapping[str, str] | None = None) -> bool:
+def wants_debug() -> bool:
     """Tell whether unexpected errors are shown whole, before or without reading the configuration."""
-    environ = os.environ if environ is None else environ  # noqa: TID251 - the one door (docs/architecture.md)
+    environ = os.environ  # noqa: TID251 - the one door (docs/architecture.md)
     return bool(environ.get("DEBUG")) or environ.get("DAGU_DEBUG", "") in ("1", "t", "T", "TRUE", "true", "True")
 
 
-def is_completing(environ: Mapping[str, str] | None = None) -> bool:
+def is_completing() -> bool:
     """Tell whether a shell asks for completions instead of running a command."""
-    environ = os.environ if environ is None else environ  # noqa: TID251 - the one door (docs/architecture.md)
+    environ = os.environ  # noqa: TID251 - the one door (docs/architecture.md)
     return "_ARGCOMPLETE" in environ
 
 
@@ -102,9 +102,9 @@ def peer_files(loaded: Loaded, purpose: Purpose) -> PeerFiles | Insecure:
     )
 
 
-def notify_socket(environ: Mapping[str, str] | None = None) -> str:
+def notify_socket() -> str:
     """Return where systemd wants to hear that this process is ready; empty when it does not."""
-    environ = os.environ if environ is None else environ  # noqa: TID251 - the one door (docs/architecture.md)
+    environ = os.environ  # noqa: TID251 - the one door (docs/architecture.md)
     return environ.get("NOTIFY_SOCKET", "")
 
 
@@ -113,12 +113,12 @@ def process_environment() -> Mapping[str, str]:
     return os.environ  # noqa: TID251 - the one door (docs/architecture.md)
 
 
-def child_environment(environ: Mapping[str, str] | None = None) -> dict[str, str]:
+def child_environment() -> dict[str, str]:
     """Return what a process that executes runs for a server is started with: no configuration, so none of its secrets.
 
     Where things are it is told otherwise. What else the operator set stays: secrets of the provider `env` are there.
     """
-    environ = os.environ if environ is None else environ  # noqa: TID251 - the one door (docs/architecture.md)
+    environ = os.environ  # noqa: TID251 - the one door (docs/architecture.md)
     return {
         name: value for name, value in environ.items() if name in _OURS_PASSED or not name.startswith(_NEVER_PREFIXES)
     }

@@ -25,7 +25,6 @@ SSH_KEYS = keys("""
     user=text host=text ip=text port=text|int key=text password=text strict_host_key=bool known_host_file=text
     shell=text|list timeout=text|int bastion=map
     """)
-_SFTP = {**SSH_KEYS, **keys("source=text destination=text direction=text")}
 S3_KEYS = keys("""
     region=text endpoint=text access_key_id=text secret_access_key=text session_token=text profile=text bucket=text
     force_path_style=bool disable_ssl=bool key=text source=text destination=text prefix=text content_type=text

@@ -25,8 +25,6 @@ from secure_dagu.dag.gotemplate_values import (
     whole,
 )
 
-_SPACE = " \t\n\v\f\r\x85\xa0"
-
 
 def _substr(start: Any, end: Any, value: Any) -> str:
     data = text(value).encode("utf-8", "surrogateescape")

@@ -170,15 +170,15 @@ def boolean(report: Report, node: Node | None, path: str, *, default: bool = Fal
     return default
 
 
-def integer(report: Report, node: Node | None, path: str, default: int = 0, *, minimum: int = 0) -> int:
-    """Return an integer of at least `minimum` and below 2**53."""
+def integer(report: Report, node: Node | None, path: str, *, minimum: int = 0) -> int:
+    """Return an integer of at least `minimum` and below 2**53; 0 when absent."""
     if node is None:
-        return default
+        return 0
     value = nodes.scalar_value(node) if isinstance(node, Scalar) else None
     if isinstance(value, int) and not isinstance(value, bool) and minimum <= value < 2**53:
         return value
     report.problem(node, path, f"expected an integer of at least {minimum}, found {kind_of(node)}")
-    return default
+    return 0
 
 
 def number(report: Report, node: Node | None, path: str) -> float | None:

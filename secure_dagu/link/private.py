@@ -21,14 +21,14 @@ _NAME_BYTES: Final = 26
 
 
 @contextlib.contextmanager
-def folder(parent: Path | None = None) -> Iterator[Path]:
-    """Make a folder that only this user may enter; it is removed at the end. `parent` None: the temporary directory.
+def folder() -> Iterator[Path]:
+    """Make a folder that only this user may enter; it is removed at the end.
 
     Raises:
         ConfigError: the folder cannot be made, or its path is too long for a socket.
     """
     try:
-        made = Path(tempfile.mkdtemp(prefix="sdagu-", dir=parent))
+        made = Path(tempfile.mkdtemp(prefix="sdagu-"))
     except OSError as error:
         raise ConfigError(
             "cannot make a folder for private sockets",

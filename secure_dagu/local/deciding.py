@@ -76,7 +76,7 @@ def decide(places: Places, record: Record, how: Decide) -> tuple[dict[str, Any],
     return changed, goes_on
 
 
-def correct(record: Record, attempt: Attempt, step: str, status: StepStatus) -> None:
+def correct(attempt: Attempt, step: str, status: StepStatus) -> None:
     """Set the status of a step of a finished run."""
     corrected(attempt.status(), step, status)  # what still runs is held: say that it does, not by whom
     with attempt.alive():

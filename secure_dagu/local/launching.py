@@ -457,13 +457,13 @@ class Launcher:
             if await self._remote(run) is None:
                 raise _unknown(run)
             raise Conflict("steps that workers ran cannot be corrected", why="their coordinator keeps the record")
-        target, attempt = record, deciding.latest(record)
+        attempt = deciding.latest(record)
         if child:
             found = history.child(record, child)
             if found is None:
                 raise NotFound(f"sub dag-run ID not found: {child}")
-            target, attempt = found
-        await asyncio.to_thread(deciding.correct, target, attempt, step, status)
+            _, attempt = found
+        await asyncio.to_thread(deciding.correct, attempt, step, status)
 
     async def approve(self, run: DagRunRef, step: str, inputs: Mapping[str, str], *, actor: str) -> bool:
         """Approve a waiting step (`Launching.approve`)."""

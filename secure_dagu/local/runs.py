@@ -89,7 +89,7 @@ class Start(Struct, frozen=True, kw_only=True):
         return replace(self, profile_env=variables, profile_secrets=secrets)
 
 
-def start_of(run: DagRunRef, snapshot: Mapping[str, Any], *, is_child: bool = False) -> Start:
+def start_of(run: DagRunRef, snapshot: Mapping[str, Any]) -> Start:
     """Return what a record keeps as what a run is started with.
 
     Raises:
@@ -235,13 +235,13 @@ class LocalRuns:
         self.remote = remote
         self._echo = echo
 
-    def record(self, start: Start, *, now: datetime | None = None) -> Record:
+    def record(self, start: Start) -> Record:
         """Make the record of a new run.
 
         Raises:
             Conflict: the DAG has a run of that id.
         """
-        return self.places.records.create(start.run, now=now or datetime.now(UTC))
+        return self.places.records.create(start.run, now=datetime.now(UTC))
 
     async def run(
         self,

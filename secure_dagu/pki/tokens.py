@@ -32,7 +32,6 @@ MAX_PENDING: Final = 1000
 
 _FORM: Final = "sdj1"
 _SPENT: Final = ".spent"
-_PIN_BYTES: Final = 32
 _SECRET_BYTES: Final = 20
 _MAX_FILE: Final = 16 << 10
 _TEXT: Final = re.compile(rf"{_FORM}\.([A-Za-z0-9_-]{{43}})\.([A-Za-z0-9_-]{{27}})")

@@ -44,14 +44,12 @@ async def execute_step(
     scope: Scope,
     is_first: bool,
     is_handler: bool = False,
-    logs: streams.LogPaths | None = None,
 ) -> Outcome:
     """Execute `step` once, as the node called `node`.
 
-    Never raises for what the step does: the worst is a failed outcome. `logs`: where the streams go, for a step that is
-    no node of the run, such as one of a `foreach` body; None: where those of the node go.
+    Never raises for what the step does: the worst is a failed outcome.
     """
-    logs = logs or run.log_paths(node, step)
+    logs = run.log_paths(node, step)
     gate = None if is_handler else run.gate(step)
     try:
         return await _execute(

@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import asyncio
 import errno
-import hashlib
 import os
 import re
 import secrets
@@ -25,7 +24,7 @@ from pathlib import Path
 import structlog
 
 from secure_dagu.dispatch.model import Task
-from secure_dagu.errors import ConfigError, Conflict, IntegrityViolation, InvalidRequest, LimitExceeded, Unavailable
+from secure_dagu.errors import ConfigError, Conflict, InvalidRequest, LimitExceeded, Unavailable
 from secure_dagu.run.model import AttemptId
 from secure_dagu.runner import tar
 from secure_dagu.runner.api import RunFolders
@@ -212,31 +211,29 @@ def _unlocked(name: str, at: int) -> int:
         os.close(path_only)
 
 
-async def unpack_bundle(archive: Path, target: Path, *, digest: str | None = None) -> None:
+async def unpack_bundle(archive: Path, target: Path) -> None:
     """Unpack a workspace bundle into the new folder `target` (protocol, section 7).
 
     It is unpacked beside `target` and renamed at the end, so `target` is there whole or not at all. Files keep their
-    owner's permission bits, folders are 0700. `digest`, when given, is the SHA-256 that the archive must have, in
-    lower-case hex.
+    owner's permission bits, folders are 0700. Whether it is the archive that was promised, its fetcher has checked.
 
     Raises:
         InvalidRequest: it is no gzip'ed PAX tar, or an entry climbs, repeats another, or is no plain file or folder.
         LimitExceeded: more than 64 MiB packed, 256 MiB unpacked, 8192 entries or 8192 folders.
-        IntegrityViolation: its digest is another one.
         Conflict: `target` exists.
         Unavailable: the disk refuses.
     """
-    await asyncio.to_thread(_unpack, archive, target, digest)
+    await asyncio.to_thread(_unpack, archive, target)
 
 
-def _unpack(archive: Path, target: Path, digest: str | None) -> None:
+def _unpack(archive: Path, target: Path) -> None:
     if os.path.lexists(target):
         raise _exists(target)
     try:
         beside = Path(tempfile.mkdtemp(prefix=".unpacking-", dir=target.parent))
         try:
             with archive.open("rb") as file:
-                _check_archive(file, digest)
+                _check_size(file)
                 _extract(tar.Inflated(file, limit_bytes=_MAX_STREAM_BYTES), beside)
             os.rename(beside, target)
         except BaseException:
@@ -252,19 +249,9 @@ def _unpack(archive: Path, target: Path, digest: str | None) -> None:
         ) from error
 
 
-def _check_archive(file: BufferedReader, digest: str | None) -> None:
+def _check_size(file: BufferedReader) -> None:
     if os.fstat(file.fileno()).st_size > MAX_PACKED_BYTES:
         raise _too_large(f"over {MAX_PACKED_BYTES} bytes packed")
-    if digest is None:
-        return
-    found = hashlib.file_digest(file, "sha256").hexdigest()
-    if found != digest:
-        raise IntegrityViolation(
-            f"the workspace bundle {digest[:12]} is not what was promised",
-            why=f"its digest is {found}",
-            fix="look at who can write into this worker's folders",
-        )
-    file.seek(0)
 
 
 def _extract(stream: tar.Inflated, target: Path) -> None:

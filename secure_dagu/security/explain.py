@@ -162,7 +162,7 @@ _RULE_OF = {
 }
 
 
-def a_peer_of(role: Role, now_until: datetime, name: str = "example") -> Peer:
+def a_peer_of(role: Role, now_until: datetime) -> Peer:
     """Return a made-up peer of a role whose certificate ends at `now_until`, for questions about the role alone."""
-    identity = None if role is Role.ANONYMOUS else Identity("example", role, name)
+    identity = None if role is Role.ANONYMOUS else Identity("example", role, "example")
     return Peer(connection="", address="", identity=identity, not_after=now_until)

@@ -105,7 +105,7 @@ class Own(Struct, frozen=True, kw_only=True):
     """Whether our certificate has that name; None when it is not known."""
 
 
-def from_alert(side: Side, alert: str, own: Own | None = None, *, now: datetime | None = None) -> Reason:
+def from_alert(side: Side, alert: str, own: Own | None = None) -> Reason:
     """Read an alert that the other end sent to `side`: what it holds against us."""
     if side is Side.SERVER:
         reason = _ABOUT_SERVER.get(alert, Reason.PEER_ALERT)
@@ -116,7 +116,7 @@ def from_alert(side: Side, alert: str, own: Own | None = None, *, now: datetime 
         if reason is Reason.NAME_MISMATCH and own.covers_dialled:
             return Reason.PEER_ALERT
         if reason is Reason.SERVER_BAD_CERTIFICATE and alert == "bad certificate":
-            return _bad_because(own, now, Reason.SERVER_WEAK_KEY, Reason.SERVER_NOT_YET_VALID) or reason
+            return _bad_because(own, Reason.SERVER_WEAK_KEY, Reason.SERVER_NOT_YET_VALID) or reason
         return reason
     reason = _ABOUT_CLIENT.get(alert, Reason.OTHER)
     if own is None:
@@ -124,14 +124,14 @@ def from_alert(side: Side, alert: str, own: Own | None = None, *, now: datetime 
     if reason is Reason.BAD_IDENTITY:
         return identity_fault(own.uris, own.other_domain)
     if reason is Reason.BAD_CERTIFICATE and alert == "bad certificate":
-        return _bad_because(own, now, Reason.WEAK_KEY, Reason.CERT_NOT_YET_VALID) or reason
+        return _bad_because(own, Reason.WEAK_KEY, Reason.CERT_NOT_YET_VALID) or reason
     return reason
 
 
-def _bad_because(own: Own, now: datetime | None, weak: Reason, early: Reason) -> Reason | None:
+def _bad_because(own: Own, weak: Reason, early: Reason) -> Reason | None:
     if own.is_weak:
         return weak
-    return early if own.not_before > (now or datetime.now(UTC)) - YOUNG else None
+    return early if own.not_before > datetime.now(UTC) - YOUNG else None
 
 
 def alert_words(side: Side, alert: str, own: Own | None) -> str:

@@ -141,9 +141,9 @@ async def serve(
 
 
 @asynccontextmanager
-async def serve_behind(site: Site, *, path: str, timeout_s: float = TIMEOUT_S) -> AsyncIterator[None]:
+async def serve_behind(site: Site, *, path: str) -> AsyncIterator[None]:
     """Serve on the private unix socket `path` until left; `link` comes through it, one connection for each link."""
-    port_of = _Port(site, timeout_s)
+    port_of = _Port(site, TIMEOUT_S)
     server = await asyncio.get_running_loop().create_unix_server(lambda: _Connection(port_of), path)
     with port_of.closing(server):
         yield

@@ -23,7 +23,6 @@ class Held:
     def __init__(self, running: RunningTask, *, orphan_timeout_s: float) -> None:
         self.running = running
         self.stop = asyncio.Event()
-        self.stop_reason = ""
         self.is_over = False
         """Set when the run has ended and only its delivery is left: there is nothing to stop any more."""
         self._orphan_timeout_s = orphan_timeout_s
@@ -41,7 +40,6 @@ class Held:
     def stop_because(self, reason: str) -> None:
         """Ask for the end of the run; the first reason stays."""
         if not self.stop.is_set() and not self.is_over:
-            self.stop_reason = reason
             self.stop.set()
             log.info("run.stopping", run=str(self.running.run), attempt=self.running.attempt_key, reason=reason)
 

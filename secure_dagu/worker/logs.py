@@ -24,9 +24,6 @@ from secure_dagu.worker.timings import Timings, half_jitter
 
 log = structlog.get_logger()
 
-SCHEDULER = "scheduler"
-"""Step name of the run log."""
-
 _SENT = {stream: metrics.LOG_BYTES.labels(stream.name.lower()) for stream in LogStream if stream}
 
 

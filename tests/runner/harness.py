@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import json
-import os
 from collections.abc import Callable, Mapping, Sequence
 from hashlib import sha256
 from pathlib import Path
@@ -211,7 +210,3 @@ def alive(pid: int) -> bool:
 
 def pid_in(path: Path) -> int:
     return int(path.read_text())
-
-
-def own_variable_names() -> set[str]:
-    return set(os.environ)

@@ -16,7 +16,6 @@ from msgspec.structs import replace
 from secure_dagu.scheduler.lock import Lock, holder
 
 STALE_S = 0.4
-OTHER_HOST = {"host": "elsewhere", "boot": "another"}
 HOLD = """
 import sys, time
 from pathlib import Path

@@ -24,7 +24,6 @@ LAYERS = (
     "config", "library", "proxy", "files", "key", "certificate", "identity", "labels", "renewal", "revocation", "name",
     "route", "tls", "grpc", "clock", "admission", "advertised", "idle",
 )  # fmt: skip
-WITHOUT_TLS = ("config", "library", "proxy", "files", "key", "certificate", "identity", "renewal", "revocation", "name")
 
 
 class Stage:

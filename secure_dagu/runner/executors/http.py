@@ -43,7 +43,7 @@ class Request(Struct, frozen=True):
     body: bytes | None
 
     @staticmethod
-    def read(options: Options, context: StepContext, *, default_method: str = "") -> Request:
+    def read(options: Options, *, default_method: str = "") -> Request:
         """Read the options that `http.request` and `wait.http` share.
 
         Raises:
@@ -124,7 +124,7 @@ async def status_of(client: httpx.AsyncClient, request: Request, limit_s: float)
 async def request(context: StepContext) -> Done:
     """Send a request and print the answer."""
     options = Options(resolve_tree(context.step.inputs, context.scope, FieldMode.FIELD))
-    asked = Request.read(options, context)
+    asked = Request.read(options)
     timeout_s = options.seconds("timeout", 0)
     return await unless_stopped(context.stop, _request(context, options, asked, timeout_s))
 
@@ -198,7 +198,7 @@ async def _print(context: StepContext, options: Options, answer: httpx.Response)
     if output:
         await _save(context, answer, output)
     elif as_json:
-        shown["body"] = await _parsed(context, answer, shown)
+        shown["body"] = await _parsed(answer)
     else:
         seen = 0
         async for piece in answer.aiter_bytes():
@@ -222,7 +222,7 @@ def _grouped(answer: httpx.Response) -> dict[str, list[str]]:
     return grouped
 
 
-async def _parsed(context: StepContext, answer: httpx.Response, shown: Mapping[str, Any]) -> Any:
+async def _parsed(answer: httpx.Response) -> Any:
     body = bytearray()
     async for piece in answer.aiter_bytes():
         body += piece

@@ -75,7 +75,7 @@ async def http(context: StepContext) -> Done:
     options = _options(context)
     status = options.integer("status", 200, minimum=100, maximum=599)
     limit_s = options.seconds("request_timeout", REQUEST_S)
-    request = Request.read(options, context, default_method="GET")
+    request = Request.read(options, default_method="GET")
 
     async with client(context, timeout_s=limit_s) as asking:
 

@@ -17,8 +17,6 @@ class Chart(Struct, frozen=True, kw_only=True):
     """Points of a polyline."""
     area: str
     """Points of the surface below it."""
-    top: float
-    """The value at the upper edge."""
     width: int = WIDTH
     height: int = HEIGHT
 
@@ -29,7 +27,7 @@ def chart(samples: Sequence[tuple[int, float]], *, top: float = 0.0) -> Chart:
     kept = [*samples[::step]]
     if samples and kept[-1] != samples[-1]:
         kept.append(samples[-1])
-    highest = top or max(1.0, *(value * 1.2 for _, value in kept), 1.0)
+    highest = top or max([1.0, *(value * 1.2 for _, value in kept)])
     begin, end = (kept[0][0], kept[-1][0]) if kept else (0, 0)
     span = max(1, end - begin)
     points = [
@@ -37,4 +35,4 @@ def chart(samples: Sequence[tuple[int, float]], *, top: float = 0.0) -> Chart:
     ]
     line = " ".join(f"{x:.1f},{y:.1f}" for x, y in points)
     area = f"{points[0][0]:.1f},{HEIGHT} {line} {points[-1][0]:.1f},{HEIGHT}" if points else ""
-    return Chart(line=line, area=area, top=highest)
+    return Chart(line=line, area=area)
