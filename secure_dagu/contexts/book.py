@@ -1,19 +1,16 @@
 """The contexts of this host: other servers by name (command line reference, section 7).
 
-    <contexts_dir>/<name>.json      0600 in a 0700 folder: it holds the API key as it is
+    <contexts_dir>/<name>.json      with the API key as it is (`store.private_files`)
     <contexts_dir>/.current         the name of the one that commands use which name none
 
-A file that others may read is refused, as that of any other secret. `local`, this host, is built in and has no file.
+`local`, this host, is built in and has no file.
 """
 
 from __future__ import annotations
 
 import contextlib
-import fcntl
 import os
 import re
-import secrets
-import stat
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -23,8 +20,9 @@ from msgspec.structs import replace
 
 from secure_dagu.contexts import address
 from secure_dagu.contexts.address import ServerUrl
-from secure_dagu.errors import AlreadyExists, InvalidRequest, NotFound, Refused, Unavailable
+from secure_dagu.errors import AlreadyExists, InvalidRequest, NotFound, Unavailable
 from secure_dagu.security.secret import Secret
+from secure_dagu.store.private_files import PrivateFiles, is_name
 
 LOCAL = "local"
 MAX_KEY = 4096
@@ -32,7 +30,6 @@ MAX_DESCRIPTION = 500
 MAX_FILE_BYTES = 64 * 1024
 TIMEOUT_S = 30
 MAX_TIMEOUT_S = 3600
-_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]{0,63}\Z")
 _KEY = re.compile(r"[!-~]*\Z")
 _CURRENT = ".current"
 
@@ -67,43 +64,23 @@ class Contexts:
 
     def __init__(self, folder: Path) -> None:
         """Take the folder, which is made with the first one."""
-        self._folder = folder
+        self._files = PrivateFiles(folder, kind="context", most_bytes=MAX_FILE_BYTES)
 
     def names(self) -> list[str]:
         """Return the names of all contexts but `local`, sorted."""
-        try:
-            found = [name.removesuffix(".json") for name in os.listdir(self._folder) if name.endswith(".json")]
-        except OSError:
-            return []
-        return sorted(name for name in found if _NAME.match(name) and name != LOCAL)
+        return [name for name in self._files.names() if name != LOCAL]
 
     def get(self, name: str) -> Context:
         """Return a context.
 
         Raises:
             NotFound: there is none.
-            Refused: others may read its file.
+            Refused: others may read its file, or it is another user's, who may say where our key is sent.
             Unavailable: its file cannot be read, or is not ours.
         """
-        path = self._path(name)
-        try:
-            with open(os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC), "rb") as file:
-                state = os.fstat(file.fileno())
-                data = file.read(MAX_FILE_BYTES) if stat.S_ISREG(state.st_mode) else b""
-        except FileNotFoundError:
-            raise NotFound(f'context "{name}" not found', fix="see `secure-dagu context list`") from None
-        except OSError as error:
-            raise Unavailable(f"context {name} cannot be read", why=os.strerror(error.errno or 0)) from error
-        if stat.S_IMODE(state.st_mode) & 0o077:
-            raise Refused(
-                f"context {name} is not used", why=f"group or others may read {path}",
-                fix=f"chmod 600 {path}, and if somebody may have read the key, make another one",
-            )  # fmt: skip
-        if state.st_uid not in (0, os.geteuid()):
-            raise Refused(
-                f"context {name} is not used", why=f"{path} is another user's, who may say where your key is sent",
-                fix="add the context yourself",
-            )  # fmt: skip
+        data = self._files.read(name, only_own=True)
+        if data is None:
+            raise _unknown(name)
         try:
             found = msgspec.json.decode(data, type=_Document)
             return checked(
@@ -118,10 +95,7 @@ class Contexts:
                 )
             )
         except (msgspec.MsgspecError, InvalidRequest, UnicodeDecodeError):
-            raise Unavailable(
-                f"context {name} cannot be read", why=f"{path} is damaged, or another program's",
-                fix="remove it with `secure-dagu context remove`, and add it again",
-            ) from None  # fmt: skip
+            raise self._files.damaged(name) from None
 
     def add(self, context: Context) -> None:
         """Keep a new context.
@@ -131,7 +105,7 @@ class Contexts:
             AlreadyExists: there is one of that name.
         """
         with self._changing(context.name):
-            if os.path.lexists(self._path(context.name)):
+            if os.path.lexists(self._files.path(context.name)):
                 raise AlreadyExists(
                     f'context "{context.name}" already exists', fix=f"`secure-dagu context update {context.name}`"
                 )
@@ -161,10 +135,8 @@ class Contexts:
             NotFound: there is none.
         """
         with self._changing(name):
-            try:
-                self._path(name).unlink()
-            except FileNotFoundError:
-                raise NotFound(f'context "{name}" not found', fix="see `secure-dagu context list`") from None
+            if not self._files.remove(name):
+                raise _unknown(name)
             if self.current() == name:
                 self._choose(LOCAL)
 
@@ -174,7 +146,7 @@ class Contexts:
         Raises:
             Unavailable: the file that says it cannot be read.
         """
-        path = self._folder / _CURRENT
+        path = self._files.folder / _CURRENT
         try:
             with open(os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC), "rb") as file:
                 name = file.read(256).decode("utf-8", "replace").strip()
@@ -185,7 +157,7 @@ class Contexts:
                 "the current context is not known", why=f"{path}: {os.strerror(error.errno or 0)}",
                 fix="say it with --context NAME, or `secure-dagu context use local`",
             ) from error  # fmt: skip
-        return name if _NAME.match(name) else LOCAL
+        return name if is_name(name) else LOCAL
 
     def use(self, name: str) -> None:
         """Make a context the current one.
@@ -195,21 +167,13 @@ class Contexts:
         """
         if name != LOCAL:
             self.get(name)
-        elif not self._folder.is_dir():
+        elif not self._files.folder.is_dir():
             return  # it is the current one
         with self._changing():
             self._choose(name)
 
     def _choose(self, name: str) -> None:
-        self._replace(self._folder / _CURRENT, name.encode() + b"\n")
-
-    def _path(self, name: str) -> Path:
-        if not _NAME.match(name):
-            raise InvalidRequest(
-                f"{name[:64]!r} is no name of a context",
-                fix="use at most 64 letters, digits, `_`, `-` and `.`, a letter or digit first",
-            )
-        return self._folder / f"{name}.json"
+        self._files.write(self._files.folder / _CURRENT, name.encode() + b"\n")
 
     @contextlib.contextmanager
     def _changing(self, name: str = "") -> Iterator[None]:
@@ -219,17 +183,9 @@ class Contexts:
                 f"context {LOCAL} cannot be changed", why="it is this host, and built in", fix="take another name"
             )
         if name:
-            self._path(name)  # before anything is made
-        try:
-            self._folder.mkdir(mode=0o700, parents=True, exist_ok=True)
-            handle = os.open(self._folder / ".lock", os.O_CREAT | os.O_RDWR | os.O_NOFOLLOW | os.O_CLOEXEC, 0o600)
-        except OSError as error:
-            raise _unwritable(self._folder, error) from error
-        try:
-            fcntl.flock(handle, fcntl.LOCK_EX)
+            self._files.path(name)  # before anything is made
+        with self._files.changing():
             yield
-        finally:
-            os.close(handle)
 
     def _write(self, context: Context) -> None:
         checked(context)
@@ -241,21 +197,7 @@ class Contexts:
             timeout_seconds=context.timeout_s,
             insecure_http=context.insecure_http,
         )
-        self._replace(self._path(context.name), msgspec.json.format(msgspec.json.encode(kept)) + b"\n")
-
-    def _replace(self, path: Path, data: bytes) -> None:
-        """Write a file whole, private from the first byte."""
-        beside = self._folder / f".{path.name}.{secrets.token_hex(8)}"
-        try:
-            with open(os.open(beside, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600), "wb") as file:
-                file.write(data)
-                file.flush()
-                os.fsync(file.fileno())
-            beside.replace(path)
-        except OSError as error:
-            with contextlib.suppress(OSError):
-                beside.unlink()
-            raise _unwritable(path, error) from error
+        self._files.write(self._files.path(context.name), msgspec.json.format(msgspec.json.encode(kept)) + b"\n")
 
 
 def checked(context: Context) -> Context:
@@ -277,5 +219,5 @@ def checked(context: Context) -> Context:
     return context
 
 
-def _unwritable(path: Path, error: OSError) -> Unavailable:
-    return Unavailable("the context cannot be written", why=f"{path}: {os.strerror(error.errno or 0)}")
+def _unknown(name: str) -> NotFound:
+    return NotFound(f'context "{name}" not found', fix="see `secure-dagu context list`")

@@ -1,29 +1,22 @@
 """Profiles: named sets of variables and secrets that a run starts with (command line reference, section 7).
 
-    <config>/profiles/<name>.json      0600 in a 0700 folder: it holds secrets as they are
-
-A file that others may read is refused, as that of any other secret.
+Each is a file in `<config>/profiles`, with its secrets as they are (`store.private_files`).
 """
 
 from __future__ import annotations
 
-import contextlib
-import fcntl
 import json
-import os
 import re
-import secrets
-import stat
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 
 from msgspec import Struct, field
 from msgspec.structs import replace
 
 from secure_dagu.dag import formats
-from secure_dagu.errors import Conflict, InvalidRequest, NotFound, Refused, Unavailable
+from secure_dagu.errors import Conflict, InvalidRequest, NotFound
+from secure_dagu.store.private_files import PrivateFiles
 
-_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]{0,63}\Z")
 _KEY = re.compile(r"[A-Za-z_][A-Za-z0-9_]{0,254}\Z")
 MAX_VALUE_BYTES = 64 * 1024
 MAX_KEYS = 1000
@@ -48,7 +41,7 @@ class Profiles:
 
     def __init__(self, folder: Path) -> None:
         """Take `<config>/profiles`, which is made with the first one."""
-        self._folder = folder
+        self._files = PrivateFiles(folder, kind="profile", most_bytes=MAX_FILE_BYTES)
 
     def values(self, name: str) -> tuple[Mapping[str, str], Mapping[str, str]]:
         """Return the variables and the secrets that a run with this profile gets.
@@ -66,11 +59,7 @@ class Profiles:
 
     def names(self) -> list[str]:
         """Return the names of all profiles, sorted."""
-        try:
-            found = [name.removesuffix(".json") for name in os.listdir(self._folder) if name.endswith(".json")]
-        except OSError:
-            return []
-        return sorted(name for name in found if _NAME.match(name))
+        return self._files.names()
 
     def get(self, name: str) -> Profile:
         """Return a profile.
@@ -80,19 +69,9 @@ class Profiles:
             Refused: others may read its file.
             Unavailable: its file cannot be read, or is not ours.
         """
-        path = self._path(name)
-        try:
-            with open(os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_CLOEXEC), "rb") as file:
-                mode = stat.S_IMODE(os.fstat(file.fileno()).st_mode)
-                data = file.read(MAX_FILE_BYTES)
-        except FileNotFoundError:
-            raise NotFound(f"profile {name} does not exist", fix="see `secure-dagu profile list`") from None
-        except OSError as error:
-            raise Unavailable(f"profile {name} cannot be read", why=os.strerror(error.errno or 0)) from error
-        if mode & 0o077:
-            raise Refused(
-                f"profile {name} is not used", why=f"group or others may read {path}", fix=f"chmod 600 {path}"
-            )
+        data = self._files.read(name)
+        if data is None:
+            raise NotFound(f"profile {name} does not exist", fix="see `secure-dagu profile list`")
         try:
             found = json.loads(data)
             return Profile(
@@ -103,9 +82,7 @@ class Profiles:
                 secrets={str(key): str(value) for key, value in found["secrets"].items()},
             )
         except (ValueError, KeyError, TypeError, AttributeError, RecursionError):
-            raise Unavailable(
-                f"profile {name} cannot be read", why=f"{path} is damaged, or another program's"
-            ) from None
+            raise self._files.damaged(name) from None
 
     def create(self, name: str, *, description: str = "") -> None:
         """Make an empty profile.
@@ -113,8 +90,8 @@ class Profiles:
         Raises:
             Conflict: there is one of that name.
         """
-        with self._changing():
-            if self._path(name).exists():
+        with self._files.changing():
+            if self._files.path(name).exists():
                 raise Conflict(f"profile {name} already exists")
             self._write(Profile(name=name, description=description))
 
@@ -124,15 +101,13 @@ class Profiles:
         Raises:
             NotFound: there is none.
         """
-        with self._changing():
-            try:
-                self._path(name).unlink()
-            except FileNotFoundError:
-                raise NotFound(f"profile {name} does not exist") from None
+        with self._files.changing():
+            if not self._files.remove(name):
+                raise NotFound(f"profile {name} does not exist")
 
     def enable(self, name: str, *, is_enabled: bool) -> None:
         """Let runs use a profile, or not."""
-        with self._changing():
+        with self._files.changing():
             self._write(replace(self.get(name), is_enabled=is_enabled))
 
     def set(self, name: str, key: str, value: str, *, is_secret: bool) -> None:
@@ -150,7 +125,7 @@ class Profiles:
             raise InvalidRequest(
                 f"the value of {key} cannot be kept", why=f"it has a NUL or over {MAX_VALUE_BYTES} bytes"
             )
-        with self._changing():
+        with self._files.changing():
             profile = self._without(self.get(name), key)
             if len(profile.variables) + len(profile.secrets) >= MAX_KEYS:
                 raise InvalidRequest(f"profile {name} is full", why=f"it has {MAX_KEYS} keys")
@@ -165,7 +140,7 @@ class Profiles:
         Raises:
             NotFound: the profile has none of that name.
         """
-        with self._changing():
+        with self._files.changing():
             profile = self.get(name)
             if key not in profile.variables and key not in profile.secrets:
                 raise NotFound(f"profile {name} has no key {key}")
@@ -178,49 +153,11 @@ class Profiles:
             secrets={name: value for name, value in profile.secrets.items() if name != key},
         )
 
-    def _path(self, name: str) -> Path:
-        if not _NAME.match(name):
-            raise InvalidRequest(
-                f"{name[:64]!r} is no name of a profile",
-                fix="use at most 64 letters, digits, `_`, `-` and `.`, a letter or digit first",
-            )
-        return self._folder / f"{name}.json"
-
-    @contextlib.contextmanager
-    def _changing(self) -> Iterator[None]:
-        """Let one process at a time read and write."""
-        try:
-            self._folder.mkdir(mode=0o700, parents=True, exist_ok=True)
-            handle = os.open(self._folder / ".lock", os.O_CREAT | os.O_RDWR | os.O_CLOEXEC, 0o600)
-        except OSError as error:
-            raise _unwritable(self._folder, error) from error
-        try:
-            fcntl.flock(handle, fcntl.LOCK_EX)
-            yield
-        finally:
-            os.close(handle)
-
     def _write(self, profile: Profile) -> None:
-        """Write a profile whole, private from the first byte."""
-        path = self._path(profile.name)
         values = {
             "enabled": profile.is_enabled,
             "description": profile.description,
             "variables": dict(profile.variables),
             "secrets": dict(profile.secrets),
         }
-        beside = self._folder / f".{path.name}.{secrets.token_hex(8)}"
-        try:
-            with open(os.open(beside, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600), "wb") as file:
-                file.write(json.dumps(values, indent=2).encode() + b"\n")
-                file.flush()
-                os.fsync(file.fileno())
-            beside.replace(path)
-        except OSError as error:
-            with contextlib.suppress(OSError):
-                beside.unlink()
-            raise _unwritable(path, error) from error
-
-
-def _unwritable(path: Path, error: OSError) -> Unavailable:
-    return Unavailable("the profile cannot be written", why=f"{path}: {os.strerror(error.errno or 0)}")
+        self._files.write(self._files.path(profile.name), json.dumps(values, indent=2).encode() + b"\n")

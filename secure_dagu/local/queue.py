@@ -25,6 +25,7 @@ from msgspec import Struct
 from secure_dagu.errors import InvalidRequest, NotFound, Unavailable
 from secure_dagu.local import bell
 from secure_dagu.run.model import DagRunRef
+from secure_dagu.store import whole
 from secure_dagu.store.records import DAG_NAME
 
 _ITEM = re.compile(r"item_(high|low)_(\d{8}_\d{6}_\d{3})Z_([-A-Za-z0-9_]{1,64})\.json\Z")
@@ -91,9 +92,9 @@ class Queues:
                 except FileExistsError:
                     now += timedelta(milliseconds=1)
             bell.ring(self.folder)
-            _sync(beside)
+            whole.sync(beside)
             os.unlink(beside)
-            _sync(folder)
+            whole.sync(folder)
         except OSError as error:
             raise Unavailable(
                 f"the run cannot be put into the queue {queue}",
@@ -195,14 +196,6 @@ def _listed(folder: Path) -> list[str]:
         return os.listdir(folder)
     except OSError:
         return []
-
-
-def _sync(path: Path) -> None:
-    handle = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
-    try:
-        os.fsync(handle)
-    finally:
-        os.close(handle)
 
 
 def _checked(queue: str) -> str:

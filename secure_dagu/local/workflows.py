@@ -30,6 +30,7 @@ from secure_dagu.dispatch.operating import Workflow, WorkflowFilter
 from secure_dagu.errors import AlreadyExists, Conflict, DefinitionError, InvalidRequest, NotFound, Unavailable
 from secure_dagu.local import definitions
 from secure_dagu.runner.files import schema_reader
+from secure_dagu.store import whole
 
 NAME = re.compile(r"(?!\.)[A-Za-z0-9_.-]{1,40}\Z")
 MAX_FILES = 20_000
@@ -335,7 +336,7 @@ def _write(path: Path, text: str, *, replaces: bool) -> None:
         else:
             os.link(beside, path)  # fails where somebody was faster
             os.unlink(beside)
-        _sync(path.parent)
+        whole.sync(path.parent)
     except FileExistsError as error:
         raise AlreadyExists(f"there is a DAG {definitions.stem(path)!r}", fix="choose another name") from error
     except OSError as error:
@@ -346,7 +347,7 @@ def _move(path: Path, after: Path) -> None:
     try:
         os.link(path, after, follow_symlinks=False)
         os.unlink(path)
-        _sync(path.parent)
+        whole.sync(path.parent)
     except FileExistsError as error:
         raise AlreadyExists(f"there is a DAG {definitions.stem(after)!r}", fix="choose another name") from error
     except OSError as error:
@@ -362,14 +363,6 @@ def _flag(path: Path, *, is_set: bool) -> None:
             path.unlink(missing_ok=True)
     except OSError as error:
         raise _refused(path, error) from error
-
-
-def _sync(folder: Path) -> None:
-    handle = os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
-    try:
-        os.fsync(handle)
-    finally:
-        os.close(handle)
 
 
 def _refused(path: Path, error: OSError) -> Unavailable:

@@ -14,6 +14,8 @@ import msgspec
 import structlog
 from msgspec import Struct, field
 
+from secure_dagu.store import whole
+
 log = structlog.get_logger()
 
 MAX_BYTES = 16 * 2**20
@@ -77,25 +79,6 @@ class StateFile:
         """
         if data == self._written:
             return
-        beside = self.path.with_name(f".{self.path.name}.{os.getpid()}.new")
         self.path.parent.mkdir(mode=0o750, parents=True, exist_ok=True)
-        handle = os.open(beside, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_NOFOLLOW | os.O_CLOEXEC, 0o600)
-        try:
-            with os.fdopen(handle, "wb") as file:
-                file.write(data)
-                file.flush()
-                os.fsync(file.fileno())
-            os.replace(beside, self.path)
-        except BaseException:
-            beside.unlink(missing_ok=True)
-            raise
-        _sync(self.path.parent)
+        whole.replace(self.path, data)
         self._written = data
-
-
-def _sync(folder: Path) -> None:
-    handle = os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
-    try:
-        os.fsync(handle)
-    finally:
-        os.close(handle)

@@ -16,6 +16,7 @@ from typing import Any
 import structlog
 
 from secure_dagu.errors import Unavailable
+from secure_dagu.store import whole
 
 log = structlog.get_logger()
 
@@ -47,17 +48,9 @@ class AccountFolder:
         Raises:
             Unavailable: the disk refuses.
         """
-        path = self._folder / f"{key}.json"
-        beside = self._folder / f".{key}.new"
         try:
             self._folder.mkdir(mode=0o700, parents=True, exist_ok=True)
-            handle = os.open(beside, os.O_CREAT | os.O_TRUNC | os.O_WRONLY | os.O_CLOEXEC, 0o600)
-            with os.fdopen(handle, "w") as file:
-                json.dump(document, file, ensure_ascii=False, indent=1)
-                file.flush()
-                os.fsync(file.fileno())
-            os.replace(beside, path)
-            self._sync()
+            whole.replace(self._folder / f"{key}.json", json.dumps(document, ensure_ascii=False, indent=1).encode())
         except OSError as error:
             raise Unavailable(
                 "the account cannot be written", why=f"{self._folder}: {os.strerror(error.errno or 0)}",
@@ -69,7 +62,7 @@ class AccountFolder:
         """Remove one, if it is there."""
         with contextlib.suppress(FileNotFoundError):
             os.unlink(self._folder / f"{key}.json")
-            self._sync()
+            whole.sync(self._folder)
         self._seen = None
 
     def claim(self, name: str) -> bool:
@@ -92,13 +85,6 @@ class AccountFolder:
         except OSError:
             return ()
         return found.st_mtime_ns, found.st_ino
-
-    def _sync(self) -> None:
-        handle = os.open(self._folder, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
-        try:
-            os.fsync(handle)
-        finally:
-            os.close(handle)
 
     def _read(self) -> dict[str, dict[str, Any]]:
         try:

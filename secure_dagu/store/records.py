@@ -31,6 +31,7 @@ from msgspec import Struct
 
 from secure_dagu.errors import AlreadyExists, Conflict, InvalidRequest, NotFound, Unavailable
 from secure_dagu.run.model import AttemptId, DagRunRef
+from secure_dagu.store import whole
 
 DAG_NAME = re.compile(r"(?!\.{1,2}\Z)[A-Za-z0-9_.-]{1,40}\Z")
 RUN_ID = re.compile(r"[-A-Za-z0-9_]{1,64}\Z")
@@ -85,7 +86,7 @@ class Attempt(Struct, frozen=True):
         """Return when all that was written of the attempt is on the disk."""
         for name in ("dag.json", "status.jsonl", ""):
             with contextlib.suppress(FileNotFoundError):
-                _sync(self.path / name)
+                whole.sync(self.path / name)
 
     def write_definition(self, snapshot: Mapping[str, Any]) -> None:
         """Keep what the attempt was started with, for later retries."""
@@ -217,7 +218,7 @@ class Attempt(Struct, frozen=True):
         """Let a hidden attempt be the latest one, whole as it is; it is on disk when this returns."""
         path = self.path.with_name(self.path.name.removeprefix("."))
         self.path.rename(path)
-        _sync(path.parent)
+        whole.sync(path.parent)
         note_change(path.parent)
         return Attempt(path)
 
@@ -488,21 +489,13 @@ def _replace(path: Path, data: bytes, *, sync: bool) -> None:
                 os.fsync(file.fileno())
         os.replace(beside, path)
         if sync:
-            _sync(path.parent)
+            whole.sync(path.parent)
     except OSError as error:
         raise Unavailable(
             f"{path.name} of a run cannot be written",
             why=f"{path}: {os.strerror(error.errno or 0)}",
             fix="look at the disk of paths.data_dir: space, inodes, rights",
         ) from error
-
-
-def _sync(path: Path) -> None:
-    handle = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
-    try:
-        os.fsync(handle)
-    finally:
-        os.close(handle)
 
 
 def _checked(run: DagRunRef) -> DagRunRef:

@@ -16,6 +16,7 @@ import jwt
 from msgspec import Struct
 
 from secure_dagu.errors import ConfigError, Unauthenticated
+from secure_dagu.store import whole
 
 ALGORITHM: Final = "HS256"
 MIN_SECRET: Final = 32
@@ -82,13 +83,7 @@ class Sessions:
         while len(self._ended) >= MOST_ENDED:
             self._ended.pop(next(iter(self._ended)))
         self._ended[login] = ends_at.timestamp()
-        beside = self._file.with_name(f".{self._file.name}.new")
-        handle = os.open(beside, os.O_CREAT | os.O_TRUNC | os.O_WRONLY | os.O_CLOEXEC, 0o600)
-        with os.fdopen(handle, "w") as file:
-            json.dump(self._ended, file)
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(beside, self._file)
+        whole.replace(self._file, json.dumps(self._ended).encode())
 
     def form_token(self, session: str) -> str:
         """Return the second secret of a login that a form must carry: another site cannot read it."""
