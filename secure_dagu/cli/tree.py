@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import textwrap
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from datetime import UTC, datetime
@@ -12,7 +13,7 @@ from typing import Any
 from msgspec import Struct
 
 from secure_dagu.cli.text import duration, moment, safe
-from secure_dagu.run.model import RunStatus, StepStatus
+from secure_dagu.run.model import SCRIPT_PREFIX, RunStatus, StepStatus
 
 HANDLERS = ("onInit", "onSuccess", "onFailure", "onAbort", "onWait", "onExit")
 WIDTH = 80
@@ -20,6 +21,8 @@ LAST_LINES = 50
 TAIL_BYTES = 256 * 1024
 """How much of a stream is shown at most; a longer last line loses its beginning."""
 _PIECE_BYTES = 2**20
+_IN_SCRIPT = re.compile(rf"\S*/{re.escape(SCRIPT_PREFIX)}\w{{8}}\.\w+: (?:line )?(\d+):")
+"""How a shell says where in its script something went wrong; the file is gone, the line is what helps."""
 
 
 class Tail(Struct, frozen=True):
@@ -147,7 +150,7 @@ def _streams(node: Mapping[str, Any], read: Reader) -> Iterator[list[list[str]]]
 def _wrapped(line: str) -> list[str]:
     """Return a line of output as lines of at most 80 columns with their frame; a longer word stays whole."""
     room = WIDTH - len("│ │   ")
-    text = safe(line.strip(), keep="\t")
+    text = safe(_IN_SCRIPT.sub(r"line \1:", line.strip()), keep="\t")
     return textwrap.TextWrapper(
         room, break_long_words=False, break_on_hyphens=False, expand_tabs=False, replace_whitespace=False
     ).wrap(text) or [""]

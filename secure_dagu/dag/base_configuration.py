@@ -5,16 +5,19 @@ Workflow language, section 1.9; for `defaults` also section 1.8.
 
 from __future__ import annotations
 
+import re
+
 from secure_dagu.dag import nodes
 from secure_dagu.dag.nodes import Mapping, Node, Scalar, Sequence
 from secure_dagu.dag.reading import Report
 
-_REPLACED_WHOLE = frozenset({"mail_on", "retry_policy", "webhook", "params", "steps"})
+_REPLACED_WHOLE = frozenset({"mail_on", "retry_policy", "webhook", "steps"})
 """Root maps of which the document's own replaces the base's as one."""
 _APPENDED = frozenset({"env", "labels", "dotenv", "preconditions", "shell_args"})
 """Lists, wherever they stand, whose own entries come after the base's; an explicitly empty one resets them."""
 _KEYED_LISTS = {"consts": "", "secrets": "name"}
 """Lists whose entries have names: an entry of the DAG replaces the base's of the same name."""
+_NAMED_PARAM = re.compile(r"([A-Za-z]\w*)=", re.ASCII)
 _OTHER_CHOICE = {
     "hist_retention_days": "hist_retention_runs",
     "hist_retention_runs": "hist_retention_days",
@@ -84,11 +87,52 @@ def _merged_value(key: str, below: Node, above: Node, *, depth: int) -> Node:
         joined = Sequence(above.file, above.line, above.column)
         joined.items = [item for item in below.items if _entry_name(item, field) not in names] + above.items
         return joined
+    if depth == 0 and key == "params":
+        return _merged_params(below, above)
     if isinstance(below, Mapping) and isinstance(above, Mapping) and not _is_replaced(key, below, above, depth=depth):
         if depth == 0 and key == "handler_on":
             return _over(below, above)  # each handler is one step: two of them do not mix
         return _merged(below, above, depth=depth + 1)
     return above
+
+
+def _merged_params(below: Node, above: Node) -> Node:
+    """Return the base's parameters with the DAG's after them; the DAG's take the place of those of the same name.
+
+    Only parameters that are listed by name mix; a text, a place in a list and a schema stand for all parameters.
+    """
+    listed, own = _named_params(below), _named_params(above)
+    if listed is None or own is None:
+        return above
+    names = {name for name, _ in own}
+    joined = Sequence(above.file, above.line, above.column)
+    joined.items = [item for name, item in listed if name not in names] + [item for _, item in own]
+    return joined
+
+
+def _named_params(node: Node) -> list[tuple[str, Node]] | None:
+    """Return a node for each parameter; None when one has no name, or a schema says what there is."""
+    if isinstance(node, Mapping):
+        is_schema = "schema" in node.entries or "properties" in node.entries
+        return None if is_schema else [(name, _single(node, name)) for name in node.entries]
+    found: list[tuple[str, Node]] = []
+    for item in node.items if isinstance(node, Sequence) else [node]:
+        if isinstance(item, Mapping) and "name" in item.entries and len(item.entries) > 1:
+            found.append((_entry_name(item, "name"), item))
+        elif isinstance(item, Mapping):
+            found += ((name, _single(item, name)) for name in item.entries)
+        elif isinstance(item, Scalar) and isinstance(node, Sequence) and (named := _NAMED_PARAM.match(item.text)):
+            found.append((named[1], item))
+        else:
+            return None
+    return found
+
+
+def _single(node: Mapping, name: str) -> Mapping:
+    """Return a map with only this entry of `node`."""
+    single = Mapping(node.file, node.line, node.column)
+    single.entries, single.keys = {name: node.entries[name]}, {name: node.keys[name]}
+    return single
 
 
 def _is_replaced(key: str, below: Mapping, above: Mapping, *, depth: int) -> bool:

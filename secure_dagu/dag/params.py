@@ -9,6 +9,7 @@ Section 2.5 of the language reference.
 from __future__ import annotations
 
 import json
+import math
 import re
 from collections.abc import Mapping
 from typing import Any
@@ -282,9 +283,11 @@ def checked(definition: ParamDef, value: Any) -> str:
             text = str(int(text))
         case "number":
             try:
-                number = float(json.loads(text.strip() or "null", parse_constant=_no_constant))
-            except (ValueError, TypeError, RecursionError):
+                number = float(text)
+            except ValueError:
                 raise _does_not_coerce(definition, text) from None
+            if not math.isfinite(number) or "_" in text or not text.isascii():
+                raise _does_not_coerce(definition, text)
             text = formats.float_text(number)
         case "boolean":
             if text.strip().lower() not in ("true", "false", "1", "0", "t", "f"):
@@ -328,10 +331,6 @@ def _check_text(definition: ParamDef, text: str) -> None:
         raise _out_of_bounds(definition, text, f"must have at most {definition.max_length} characters")
     if definition.pattern and not go_regexp.compiled(definition.pattern).search(text):
         raise _out_of_bounds(definition, text, f"must match {definition.pattern}")
-
-
-def _no_constant(name: str) -> float:
-    raise ValueError(name)
 
 
 def _does_not_coerce(definition: ParamDef, text: str) -> DefinitionError:

@@ -538,8 +538,8 @@ def _again(
 ) -> tuple[NodeState, float | None]:
     """Return the pause before the next execution, None when there is none; a retry is counted (sections 3.9, 3.10).
 
-    A timeout, a stop and what a precondition says are never tried again. A failure ends a loop unless the policy tests
-    the exit code or waits for something (`until`).
+    A timeout, a stop and what a precondition says are never tried again. A failure ends a loop only by the loop's test:
+    a policy that names neither condition nor exit code tests that the step succeeded.
     """
     if halting or outcome.result not in (Result.SUCCEEDED, Result.PARTIAL, Result.FAILED):
         return node, None
@@ -550,8 +550,6 @@ def _again(
         again = replace(node, retry_count=node.retry_count + 1, retried_at=now, done_count=node.done_count - 1)
         return again, outcome.retry.pause_s(node.retry_count)
     if outcome.repeat is None or outcome.repeat_met is None or step.repeat is None:
-        return node, None
-    if failed and not step.repeat.exit_codes and step.repeat.mode != "until":
         return node, None
     if retry.repeats(step.repeat.mode, outcome.repeat, executions=node.done_count, met=outcome.repeat_met):
         return node, outcome.repeat.pause_s(node.done_count - 1)

@@ -11,6 +11,9 @@ AttemptId = NewType("AttemptId", str)
 AttemptKey = NewType("AttemptKey", str)
 """`<16 hex of FNV-1a-64>:<attempt id>`; made by `attempt_key` and by nothing else."""
 
+SCRIPT_PREFIX = "secure-dagu-"
+"""How the name of a script's temporary file begins; what people read does not show it (section 3.1)."""
+
 _FNV_OFFSET = 0xCBF29CE484222325
 _FNV_PRIME = 0x100000001B3
 

@@ -182,6 +182,18 @@ def test_output_is_wrapped_at_words_to_80_columns_and_loses_its_indent() -> None
     assert below[3] == "│     y"
 
 
+@pytest.mark.parametrize(
+    ("line", "shows"),
+    [
+        ("/tmp/secure-dagu-_z81niru.sh: line 3: nope: command not found", "line 3: nope: command not found"),
+        ("/var/tmp/secure-dagu-abcdefgh.sh: 12: nope: not found", "line 12: nope: not found"),
+        ("/tmp/other-abcdefgh.sh: 12: nope: not found", "/tmp/other-abcdefgh.sh: 12: nope: not found"),
+    ],
+)
+def test_the_place_of_a_script_that_is_gone_is_not_shown(line: str, shows: str) -> None:
+    assert f"      {shows}\n" in shown(document(node("a", stderr="err")), err=line)
+
+
 def test_hidden_lines_are_counted() -> None:
     values = document(node("a", stdout="out"))
     text = shown(values, out=Tail(("last",), 7))

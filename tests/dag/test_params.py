@@ -293,6 +293,7 @@ def test_a_declaration_that_is_none_is_refused(params: str) -> None:
     ("kind", "given", "text"),
     [
         ("integer", "+7", "7"), ("integer", "-0", "0"), ("number", "1.50", "1.5"), ("number", "1e3", "1000"),
+        ("number", ".5", "0.5"), ("number", "5.", "5"), ("number", "+2", "2"),
         ("boolean", "TRUE", "true"), ("boolean", "0", "false"), ("string", "01", "01"),
     ],
 )  # fmt: skip
@@ -304,3 +305,9 @@ def test_a_typed_value_is_written_in_one_way(kind: str, given: str, text: str) -
 def test_what_is_no_integer_is_not_made_one(given: str) -> None:
     with pytest.raises(DefinitionError, match=f'p: cannot coerce "{given}" to integer'):
         bound("params: [{name: p, type: integer}]\nsteps: [{run: x}]", f'p="{given}"')
+
+
+@pytest.mark.parametrize("given", ["true", "NaN", "inf", "1_0", "0x10", "٣", "[1]"])
+def test_what_is_no_number_is_not_made_one(given: str) -> None:
+    with pytest.raises(DefinitionError, match="to number"):
+        bound("params: [{name: p, type: number}]\nsteps: [{run: x}]", f"p={given}")

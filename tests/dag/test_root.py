@@ -149,6 +149,31 @@ def test_what_the_document_says_wins_over_the_base(base: str, own: str, field: s
     assert getattr(dag(own, base_config=base), field) == expected
 
 
+@pytest.mark.parametrize(
+    ("base", "own", "expected"),
+    [
+        ("[A=1, B=2]", "[B=3, C=4]", "A=1 B=3 C=4"),
+        ("{A: 1, B: 2}", "{B: 3}", "A=1 B=3"),
+        ("[{name: A, default: 1}, {B: 2, C: 3}]", "{C: 4}", "A=1 B=2 C=4"),
+        ("[A=1]", "[{name: A, type: integer, default: 5}, B=2]", "A=5 B=2"),
+        ("A=1", "[B=2]", "B=2"),
+        ("[A=1]", "B=2", "B=2"),
+        ("[A=1, place]", "[B=2]", "B=2"),
+        ("[A=1]", "[place]", "=place"),
+        ("{type: object, properties: {A: {type: string, default: x}}}", "[B=2]", "B=2"),
+        ("[A=1]", "{type: object, properties: {B: {type: string, default: x}}}", "B=x"),
+        ("[A=1]", "", "A=1"),
+    ],
+)
+def test_parameters_of_the_base_lie_under_those_of_the_document(base: str, own: str, expected: str) -> None:
+    found = dag(f"params: {own}" if own else "", base_config=f"params: {base}").params
+    assert " ".join(f"{item.name}={item.default}" for item in found) == expected
+
+
+def test_a_parameter_that_is_declared_twice_is_refused_over_a_base_too() -> None:
+    assert 'params: "A" is declared twice' in problems("params: [A=1, A=2]", base_config="params: [B=1]")
+
+
 def test_defaults_merge_and_an_empty_list_resets_what_was_inherited() -> None:
     base = "defaults: {env: [A=1], preconditions: [a], timeout_sec: 4, retry_policy: {limit: 1, interval_sec: 2}}\n"
 

@@ -174,16 +174,16 @@ def _missing(path: Path) -> NotFound:
     return NotFound(f"{path} does not exist")
 
 
-def _ends(job: Job) -> tuple[Path, Path, os.stat_result]:
-    """Return source and destination of a copy or move, and what the source is."""
+def _ends(job: Job, *, renames: bool = False) -> tuple[Path, Path, os.stat_result]:
+    """Return source and destination of a copy or move, and what the source is; renaming a folder needs no leave."""
     source, destination = job.path("source"), job.path("destination")
     try:
         facts = source.stat() if job.flag("follow_symlinks") else source.lstat()
     except FileNotFoundError:
         raise _missing(source) from None
+    if not renames:
+        _check_recursive(job, source, facts)
     if stat.S_ISDIR(facts.st_mode):
-        if not job.flag("recursive"):
-            raise DefinitionError(f"{source} is a folder", fix="set `recursive: true`")
         if source.resolve() in (destination.resolve(), *destination.resolve().parents):
             raise DefinitionError(f"{destination} is within {source}")
     elif source == destination:
@@ -193,6 +193,11 @@ def _ends(job: Job) -> tuple[Path, Path, os.stat_result]:
     if not job.flag("dry_run") and job.flag("create_dirs"):
         destination.parent.mkdir(parents=True, exist_ok=True)
     return source, destination, facts
+
+
+def _check_recursive(job: Job, path: Path, facts: os.stat_result) -> None:
+    if stat.S_ISDIR(facts.st_mode) and not job.flag("recursive"):
+        raise DefinitionError(f"{path} is a folder", why="recursive is false", fix="set `recursive: true`")
 
 
 def _copy(job: Job) -> Answer:
@@ -270,13 +275,14 @@ class _Copying:
 
 
 def _move(job: Job) -> Answer:
-    source, destination, facts = _ends(job)
+    source, destination, facts = _ends(job, renames=True)
     if not job.flag("dry_run"):
         try:
             os.rename(source, destination)
         except OSError as error:
             if error.errno != errno.EXDEV:
                 raise
+            _check_recursive(job, source, facts)
             _Copying(job.stopped, follow=False, overwrite=job.flag("overwrite"), dry=False).any(
                 source, destination, facts
             )
@@ -297,8 +303,7 @@ def _delete(job: Job) -> Answer:
     # The root under another name is the root all the same.
     if path == Path(path.anchor) or os.path.samestat(facts, Path("/").stat()):
         raise DefinitionError("file.delete refuses to delete /")
-    if stat.S_ISDIR(facts.st_mode) and not job.flag("recursive"):
-        raise DefinitionError(f"{path} is a folder", fix="set `recursive: true`")
+    _check_recursive(job, path, facts)
     if not job.flag("dry_run"):
         _remove(path, facts)
         answer["deleted"] = True

@@ -8,6 +8,7 @@ import tempfile
 from pathlib import Path
 
 from secure_dagu.dag.values import FieldMode, resolve
+from secure_dagu.run.model import SCRIPT_PREFIX
 from secure_dagu.runner import shell
 from secure_dagu.runner.context import Done, StepContext
 from secure_dagu.runner.executors import command
@@ -19,7 +20,7 @@ async def execute(context: StepContext) -> Done:
     text = resolve(context.step.script, context.scope, FieldMode.SHELL)
     interpreter = None if context.shell.is_explicit else shell.shebang(text)
     # In the system's temporary folder (mode 0600), not in the working directory that steps share.
-    handle, name = tempfile.mkstemp(prefix="secure-dagu-", suffix=shell.script_suffix(context.shell))
+    handle, name = tempfile.mkstemp(prefix=SCRIPT_PREFIX, suffix=shell.script_suffix(context.shell))
     try:
         with os.fdopen(handle, "wb") as file:
             file.write(raw(text))

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 import os
+import tempfile
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -160,6 +162,27 @@ async def test_move_refuses_to_overwrite_unless_told(work: Path) -> None:
     assert "already exists" in error_of(await act(work, "move", source="a", destination="b"))
     assert (await said(work, "move", source="a", destination="b", overwrite=True))["moved"] is True
     assert (work / "b").read_text() == "a"
+
+
+@pytest.fixture
+def other_disk(work: Path) -> Iterator[Path]:
+    """Return a folder on another file system than `work`."""
+    for place in ("/dev/shm", "/tmp", "/var/tmp"):
+        if os.access(place, os.W_OK) and os.stat(place).st_dev != work.stat().st_dev:
+            with tempfile.TemporaryDirectory(dir=place) as folder:
+                yield Path(folder)
+            return
+    pytest.fail("this test needs two file systems")
+
+
+async def test_move_renames_a_folder_and_copies_it_to_another_disk_only_when_told(work: Path, other_disk: Path) -> None:
+    (work / "src").mkdir()
+    (work / "src/f").write_text("x")
+    assert (await said(work, "move", source="src", destination="d"))["moved"] is True
+    assert "recursive" in error_of(await act(work, "move", source="d", destination=f"{other_disk}/d"))
+    assert (await said(work, "move", source="d", destination=f"{other_disk}/d", recursive=True))["moved"] is True
+    assert (other_disk / "d/f").read_text() == "x"
+    assert not (work / "d").exists()
 
 
 @pytest.mark.parametrize("path", ["/", "//", "/.", "/tmp/..", "../" * 50])
