@@ -40,7 +40,9 @@ async def run(args: argparse.Namespace) -> int:
     """Do the action."""
     from secure_dagu.config.load import home_of
     from secure_dagu.pki.authority import utc_now
+    from secure_dagu.security.shield import shield
 
+    shield()
     home, now = home_of(args), utc_now()
     module = _module(args.action)
     if args.action not in _SIGNING:

@@ -31,9 +31,11 @@ async def run(args: argparse.Namespace, what: str) -> int:
 
 
 def configure(loaded: Loaded) -> None:
-    """Set up logging, and say what the configuration warns of."""
+    """Shut the process against others, set up logging, and say what the configuration warns of."""
+    from secure_dagu.security.shield import shield
     from secure_dagu.telemetry import logs
 
+    shield()
     logs.configure(json_lines=loaded.settings.core.log_format == "json", debug=loaded.settings.core.debug)
     import structlog
 

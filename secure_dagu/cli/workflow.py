@@ -288,6 +288,9 @@ async def stop_on_signals() -> AsyncIterator[asyncio.Event]:
 
 async def run_to_end(args: argparse.Namespace, runs: LocalRuns, start: Start, *, record: Any, **how: Any) -> int:
     """Run one attempt in the foreground, print its summary, and return the exit code."""
+    from secure_dagu.security.shield import shield
+
+    shield()  # its steps may not read each other's secrets here
     async with stop_on_signals() as stop:
         final = await runs.run(record, start, stop=stop, **how)
     return show_end(args, final)

@@ -41,6 +41,7 @@ from secure_dagu.local.runs import LocalRuns, Retry, Start, start_of
 from secure_dagu.local.sent_children import Remote
 from secure_dagu.run.model import DagRunRef, RunStatus
 from secure_dagu.run.snapshot import time_text
+from secure_dagu.security.shield import shield
 from secure_dagu.store.records import Attempt, Record
 
 MAX_MESSAGE = 64 * 1024
@@ -348,6 +349,7 @@ def main(remote_of: RemoteOf | None = None) -> None:
 
     `remote_of`: makes the way to workers of what the parent told about it.
     """
+    shield()  # the runs that it forks inherit that
     link = socket.socket(fileno=int(sys.argv[1]))
     link.set_inheritable(False)
     setup = _setup(sys.stdin.buffer.read(), remote_of)

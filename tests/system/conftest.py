@@ -20,6 +20,8 @@ class Cluster:
     root: Path
     port: int = field(default_factory=free_port)
     health_port: int = field(default_factory=free_port)
+    under: tuple[str, ...] = ()
+    """What every command runs under (`Host.under`)."""
 
     def __post_init__(self) -> None:
         self.host = self.new_host("coordinator")
@@ -29,7 +31,7 @@ class Cluster:
         """Return an empty machine."""
         home = self.root / name
         home.mkdir()
-        return Host(home)
+        return Host(home, self.under)
 
     def worker_host(self, name: str, *, labels: str = "") -> Host:
         """Return a machine that holds the certificate of worker `name`, which grants `labels`."""

@@ -91,6 +91,8 @@ class Host:
     """One machine: a home of its own."""
 
     home: Path
+    under: tuple[str, ...] = ()
+    """What every command runs under, such as `setpriv` and its flags."""
 
     @property
     def environment(self) -> dict[str, str]:
@@ -108,7 +110,7 @@ class Host:
     ) -> subprocess.CompletedProcess[str]:
         """Run a command to its end; `stdin` is what it is told."""
         return subprocess.run(
-            [str(PROGRAM), *words],
+            [*self.under, str(PROGRAM), *words],
             env=self.environment,
             input=stdin,
             capture_output=True,
@@ -127,7 +129,7 @@ class Host:
     def service(self, *words: str) -> Iterator[Service]:
         """Run a service; whatever is still running at the end is killed, by its own id."""
         process = subprocess.Popen(
-            [str(PROGRAM), *words],
+            [*self.under, str(PROGRAM), *words],
             env=self.environment,
             stdin=subprocess.DEVNULL,
             stdout=subprocess.PIPE,
