@@ -117,7 +117,7 @@ names = st.one_of(NASTY, st.text(max_size=40), st.lists(NASTY, max_size=5).map("
 @example(entries=[b"a", b"a"])
 @example(entries=[b"a/b", b"a"])
 @example(entries=[b"a", b"a/b"])
-@settings(max_examples=120, deadline=None)
+@settings(max_examples=120)
 def test_a_name_comes_out_as_it_is_below_the_target_or_not_at_all(entries: list[bytes]) -> None:
     with tempfile.TemporaryDirectory() as folder:
         ground = Path(folder)
@@ -138,7 +138,7 @@ def good() -> bytes:
 
 
 @given(at=st.integers(0, len(good()) - 1), change=st.binary(min_size=1, max_size=20), fix=st.booleans())
-@settings(max_examples=120, deadline=None)
+@settings(max_examples=120)
 def test_an_archive_with_broken_bytes_is_unpacked_or_refused_but_never_breaks_us(
     at: int, change: bytes, *, fix: bool
 ) -> None:
@@ -152,7 +152,7 @@ def test_an_archive_with_broken_bytes_is_unpacked_or_refused_but_never_breaks_us
 
 
 @given(archive=st.binary(max_size=200), cut=st.integers(0, 400))
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 def test_a_cut_or_random_archive_is_refused(archive: bytes, cut: int) -> None:
     whole = gzip.compress(good())
     with tempfile.TemporaryDirectory() as folder:

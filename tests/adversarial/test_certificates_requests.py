@@ -151,7 +151,7 @@ def test_what_is_no_request_is_refused(ca: Authority, data: bytes) -> None:
 DER = greedy(ec.generate_private_key(ec.SECP256R1())).public_bytes(serialization.Encoding.DER)
 
 
-@settings(suppress_health_check=[HealthCheck.function_scoped_fixture], deadline=None)
+@settings(suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow])
 @given(position=st.integers(0, len(DER) - 1), bit=st.integers(0, 7))
 def test_a_request_with_one_flipped_bit_is_refused(ca: Authority, position: int, bit: int) -> None:
     data = bytearray(DER)

@@ -53,7 +53,7 @@ def blobs_of(ground: Path) -> Blobs:
 
 
 @given(path=names)
-@settings(max_examples=400, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=400, suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow])
 def test_an_artifact_never_lands_outside(ground: Path, path: str) -> None:
     blobs = blobs_of(ground)
     outside = snapshot(ground / "outside")
@@ -77,7 +77,7 @@ def test_an_artifact_never_lands_outside(ground: Path, path: str) -> None:
 
 
 @given(step=names, dag=names, run_id=names, attempt=names, stream=st.sampled_from(LogStream))
-@settings(max_examples=400, deadline=None)
+@settings(max_examples=400)
 def test_a_log_name_is_one_plain_component(step: str, dag: str, run_id: str, attempt: str, stream: LogStream) -> None:
     place = LogPlace(DagRunRef(dag, run_id), AttemptId(attempt))
     for part in (*place.parts, log_name(step, stream)):
@@ -88,7 +88,7 @@ def test_a_log_name_is_one_plain_component(step: str, dag: str, run_id: str, att
 
 
 @given(one=names, two=names)
-@settings(max_examples=400, deadline=None)
+@settings(max_examples=400)
 def test_two_steps_never_share_a_log(one: str, two: str) -> None:
     if one != two:
         for stream in (LogStream.STDOUT, LogStream.STDERR):

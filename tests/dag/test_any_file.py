@@ -56,7 +56,7 @@ def steps(draw: st.DrawFn, depth: int = 1) -> dict[str, Any]:
     return body
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(
     root=maps(schema.ROOT, VALUES),
     listed=st.lists(steps(), max_size=3),

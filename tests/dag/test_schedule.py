@@ -163,7 +163,7 @@ def minutes_after(moment: datetime) -> Iterator[datetime]:
         yield at
 
 
-@settings(max_examples=25, deadline=None)
+@settings(max_examples=25)
 @given(
     **_field,
     moment=moments(2024, 2030),
@@ -198,7 +198,7 @@ def test_the_next_time_is_the_first_minute_that_matches(
             return
 
 
-@settings(max_examples=25, deadline=None)
+@settings(max_examples=25)
 @given(
     hour=st.integers(0, 4),
     minute=st.integers(0, 59),

@@ -37,7 +37,7 @@ def test_a_demand_is_met_by_every_pair_and_the_named_worker() -> None:
         max_size=80,
     )
 )
-@settings(max_examples=200, deadline=None)
+@settings(max_examples=200)
 def test_the_backlog_gives_the_oldest_that_fits_like_a_plain_list(
     steps: list[tuple[str, int, Demand]],
 ) -> None:

@@ -33,7 +33,7 @@ stored_rows = st.builds(
 
 
 @given(reports, st.none() | holds, st.none() | stored_rows)
-@settings(max_examples=2_000, deadline=None)
+@settings(max_examples=2_000)
 def test_whatever_is_written_was_said_by_the_holder_of_a_fresh_lease(
     report: Reported, held: Held | None, stored: Stored | None
 ) -> None:

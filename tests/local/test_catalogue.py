@@ -158,7 +158,7 @@ _FILTERS = st.builds(
 
 
 @given(runs=_RUNS, wanted=_FILTERS)
-@settings(max_examples=25, deadline=None)
+@settings(max_examples=25)
 def test_the_index_says_what_a_plain_scan_says(
     tmp_path_factory: pytest.TempPathFactory, runs: list[tuple[str, int, RunStatus, list[str]]], wanted: RunFilter
 ) -> None:

@@ -152,7 +152,7 @@ EDITS = st.lists(
 )
 
 
-@settings(max_examples=30, deadline=None)
+@settings(max_examples=30)
 @given(edits=EDITS)
 def test_what_is_remembered_is_what_a_fresh_look_finds(edits: list[tuple[str, int, int]]) -> None:
     with tempfile.TemporaryDirectory() as name:

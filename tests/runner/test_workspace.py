@@ -57,7 +57,7 @@ async def test_folders_are_absolute_below_a_relative_base(tmp_path: Path, monkey
 @given(
     text=st.text(max_size=80) | st.sampled_from(["../../x", "..", ".", "a/../b", "/etc", "a\0", "é", "a\n", "x" * 65])
 )
-@settings(max_examples=300, deadline=None)
+@settings(max_examples=300)
 def test_only_ids_that_are_plain_folder_names_pass(text: str) -> None:
     """What passes needs no escaping in any path: weakness W1 is closed by shape."""
     for suspect, attempt in ((task(run_id=text), "a1"), (task(name=text), "a1"), (task(), text)):

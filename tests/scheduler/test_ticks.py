@@ -92,7 +92,7 @@ def expression(named: dict[str, set[int] | None]) -> str:
     )  # fmt: skip
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(named=st.lists(fields, min_size=1, max_size=2), zone=st.sampled_from(ZONES), change=st.sampled_from(CHANGES),
        before_h=st.integers(0, 30), seconds=st.integers(0, 59))  # fmt: skip
 def test_times_are_those_of_a_clock_that_ticks_minute_by_minute(

@@ -82,7 +82,7 @@ async def test_pages_hold_what_a_plain_scan_finds(filled: tuple[SqlStore, list[L
     examples: list[RunFilter] = []
 
     @given(wanted=_FILTERS)
-    @settings(max_examples=150, deadline=None)
+    @settings(max_examples=150)
     def collect(wanted: RunFilter) -> None:
         examples.append(wanted)
 
@@ -157,7 +157,7 @@ async def test_an_older_store_gets_its_lists(tmp_path: Path) -> None:
     labels=st.lists(st.text(alphabet="aA=ß_%1\n", max_size=5), max_size=3),
     wanted=st.text(alphabet="aA=*?ß_%1!", min_size=1, max_size=5),
 )
-@settings(max_examples=300, deadline=None)
+@settings(max_examples=300)
 def test_a_pattern_lets_through_whatever_matches(labels: list[str], wanted: str) -> None:
     def like(value: str, pattern: str) -> bool:
         if not pattern:

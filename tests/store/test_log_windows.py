@@ -40,7 +40,7 @@ def check(path: Path, text: str, window: Window) -> None:
 
 
 @given(text=st.text(alphabet="ab\n", max_size=60), window=_WINDOWS)
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=150)
 def test_a_window_shows_the_lines_that_a_plain_reader_would(
     tmp_path_factory: pytest.TempPathFactory, text: str, window: Window
 ) -> None:

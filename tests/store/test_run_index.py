@@ -93,7 +93,7 @@ _ACTS = st.lists(
 
 
 @given(acts=_ACTS)
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 def test_after_any_history_the_index_says_what_a_plain_scan_says(
     tmp_path_factory: pytest.TempPathFactory, acts: list[tuple[str, int, RunStatus]]
 ) -> None:

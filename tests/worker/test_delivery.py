@@ -87,7 +87,7 @@ async def test_everything_arrives_in_the_order_of_the_protocol(coordinator: Fake
 
 
 @given(outages=st.lists(st.tuples(st.integers(1, 12), st.integers(0, 30)), max_size=5))
-@settings(max_examples=25, deadline=None)
+@settings(max_examples=25)
 def test_a_run_comes_through_any_outages_whole(outages: list[tuple[int, int]]) -> None:
     """The coordinator goes away after any event, for any time: between claim and report, inside logs and artifacts."""
 

@@ -73,7 +73,7 @@ def make_shipper(coordinator: FakeCoordinator, timings: Timings = QUICK, *, is_h
     checkpoint=st.sampled_from([1, 50, 10_000]),
     streams=st.sampled_from([1, 2, 64]),
 )
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 def test_logs_are_byte_identical_after_any_outages(
     pieces: list[tuple[str, LogStream, bytes]], breaks: list[int], chunk: int, checkpoint: int, streams: int
 ) -> None:
