@@ -17,7 +17,8 @@ from secure_dagu.link import context, dialer, private
 from secure_dagu.run.model import DagRunRef
 from secure_dagu.telemetry import metrics
 from secure_dagu.wire.routes import WireRoutes
-from tests.system.hosts import PROGRAM, Host, free_port
+from tests.ports import free_port
+from tests.system.hosts import PROGRAM, Host
 
 OPERATOR = Caller(role=Role.ADMIN, name="operator", proven=True)
 

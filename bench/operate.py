@@ -25,8 +25,8 @@ from secure_dagu.local.places import Places
 from secure_dagu.run.model import AttemptId, DagRunRef, RunStatus
 from secure_dagu.store.narrowing import label_lines
 from secure_dagu.store.records import Records, note_change
+from tests.ports import free_port
 from tests.scheduler.host import settings
-from tests.system.hosts import free_port
 
 PAST = 50_000
 ASKED = 60

@@ -16,6 +16,7 @@ import os
 import re
 import socket
 import time
+from collections.abc import Callable
 from pathlib import Path
 
 import msgspec
@@ -50,9 +51,9 @@ def holder(instance_id: str) -> Holder:
 class Lock:
     """The lock of one process. Methods block on the disk for a moment, and raise OSError where it refuses."""
 
-    def __init__(self, folder: Path, own: Holder, *, stale_s: float) -> None:
-        """Take the folder, who we are, and how long silence must last."""
-        self._folder, self._own, self._stale_s = folder, own, stale_s
+    def __init__(self, folder: Path, own: Holder, *, stale_s: float, now: Callable[[], float] = time.monotonic) -> None:
+        """Take the folder, who we are, how long silence must last, and the clock that tells, in seconds."""
+        self._folder, self._own, self._stale_s, self._now = folder, own, stale_s, now
         self._term = 0
         """Ours; 0: we are not active."""
         self._handle = -1
@@ -134,7 +135,7 @@ class Lock:
             word = (term, os.stat(self._path(term)).st_mtime_ns)
         except FileNotFoundError:
             word = (term, 0)
-        now = time.monotonic()
+        now = self._now()
         if word != self._heard:
             self._heard, self._heard_at = word, now
         return now - self._heard_at >= self._stale_s

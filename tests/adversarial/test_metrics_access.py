@@ -13,8 +13,9 @@ from pathlib import Path
 import pytest
 
 from tests.link.certs import SERVER, Ca
+from tests.ports import free_port
 from tests.system.conftest import Cluster
-from tests.system.hosts import PATIENCE_S, free_port
+from tests.system.hosts import PATIENCE_S
 
 TOKEN = "canary-0123456789abcdef"
 

@@ -82,10 +82,10 @@ def test_a_flood_of_entries_costs_a_bounded_look(tmp_path: Path) -> None:
     place.mkdir()
     for number in range(2000):
         (place / f"x{number}.json").write_text("{}")
-    began = time.monotonic()
+    began = time.process_time()
     with structlog.testing.capture_logs() as logged:
         assert Registry(tmp_path).read(Service.COORDINATOR) == ()
-    assert time.monotonic() - began < 2
+    assert time.process_time() - began < 2
     assert len(logged) <= subject.MAX_FILES + 1
 
 

@@ -26,7 +26,8 @@ import trustme
 
 from tests.deploy.charts import Document, one, pod_of
 from tests.deploy.cluster import ISSUER, Cluster
-from tests.system.hosts import PROGRAM, Host, Service, free_port
+from tests.ports import free_port
+from tests.system.hosts import PROGRAM, Host, Service
 
 TOKEN = "a-service-accounts-token"
 MODE = 0o440 if os.geteuid() == 0 else 0o600

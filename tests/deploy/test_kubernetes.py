@@ -24,7 +24,8 @@ from tests.deploy.charts import CHART, ROOT, Document, documents, one, pod_of
 from tests.deploy.manifests import MANIFESTS, OVERLAYS, RENDERED, kustomization, overlay, reached
 from tests.deploy.node import Node, secret
 from tests.deploy.operating import executed, first_admin
-from tests.system.hosts import PROGRAM, Host, free_port
+from tests.ports import free_port
+from tests.system.hosts import PROGRAM, Host
 
 NAME = "secure-dagu-coordinator"
 README = (MANIFESTS / "README.md").read_text()

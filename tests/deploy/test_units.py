@@ -16,7 +16,8 @@ import pytest
 from ruamel.yaml import YAML
 
 from tests.needs import program
-from tests.system.hosts import PROGRAM, Host, free_port
+from tests.ports import free_port
+from tests.system.hosts import PROGRAM, Host
 
 ROOT = Path(__file__).resolve().parents[2]
 UNITS = sorted((ROOT / "deploy/systemd").glob("*.service"))

@@ -14,8 +14,9 @@ import pytest
 
 from secure_dagu.cli.main import COMMANDS, parse
 from tests.local.command import Host as LocalHost
+from tests.ports import free_port
 from tests.system.conftest import Cluster
-from tests.system.hosts import Host, free_port
+from tests.system.hosts import Host
 
 ROOT = Path(__file__).resolve().parents[2]
 PAGES = sorted([*ROOT.glob("*.md"), *ROOT.glob("docs/**/*.md"), *ROOT.glob("pki/*.md"), *ROOT.glob("bench/*.md")])

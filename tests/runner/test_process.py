@@ -12,6 +12,7 @@ import sys
 import time
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 import uvloop
@@ -152,20 +153,24 @@ steps:
 
 
 async def test_ordinary_commands_are_gone_at_once_after_a_stop(tmp_path: Path) -> None:
-    stop = asyncio.Event()
-    stopped_at = 0.0
+    async def stopped_in_s() -> float:
+        stop = asyncio.Event()
+        stopped_at = 0.0
 
-    def told(data: bytes) -> None:
-        nonlocal stopped_at
-        stopped_at = time.perf_counter()
-        stop.set()
+        def told(data: bytes) -> None:
+            nonlocal stopped_at
+            stopped_at = time.perf_counter()
+            stop.set()
 
-    code = await process.run(
-        ["sh", "-c", "sleep 60 & echo ready; sleep 60"], env=ENV, cwd=tmp_path, stdout=told, stderr=None,
-        marker="test/", stop=stop, stopping=process.Stopping(),
-    )  # fmt: skip
-    assert code == -signal.SIGTERM
-    assert time.perf_counter() - stopped_at < 1.0  # measured: 0.01; the rest is a busy machine
+        code = await process.run(
+            ["sh", "-c", "sleep 60 & echo ready; sleep 60"], env=ENV, cwd=tmp_path, stdout=told, stderr=None,
+            marker="test/", stop=stop, stopping=process.Stopping(),
+        )  # fmt: skip
+        assert code == -signal.SIGTERM
+        return time.perf_counter() - stopped_at
+
+    # Measured: 0.01 s. What we wait for is waited for each time; a busy machine is not busy each time.
+    assert min([await stopped_in_s() for _ in range(8)]) < 1.0
 
 
 async def test_a_grandchild_gets_its_time_to_clean_up(tmp_path: Path) -> None:
@@ -176,21 +181,26 @@ async def test_a_grandchild_gets_its_time_to_clean_up(tmp_path: Path) -> None:
 
 
 async def test_a_detached_grandchild_does_not_hold_up_the_step(tmp_path: Path) -> None:
-    async with asyncio.timeout(5):
+    async with asyncio.timeout(20):
         assert (await call("sh", "-c", "sleep 60 & echo $! > pid; echo hi", cwd=tmp_path))[1] == b"hi\n"
     os.kill(pid_in(tmp_path / "pid"), signal.SIGKILL)
 
 
+def cancel(task: asyncio.Task[Any]) -> None:
+    task.cancel()
+
+
 async def test_cancelling_kills(tmp_path: Path) -> None:
     with dead_afterwards(tmp_path / "pid"):
-        with pytest.raises(TimeoutError):
-            async with asyncio.timeout(0.3):
-                await call("sh", "-c", "trap '' TERM; echo $$ > pid; while :; do sleep 1; done", cwd=tmp_path)
-        assert (tmp_path / "pid").exists()
-
-
-def cancel(task: asyncio.Task[Seen]) -> None:
-    task.cancel()
+        async with asyncio.timeout(20), asyncio.TaskGroup() as group:
+            task = group.create_task(
+                process.run(
+                    ["sh", "-c", "trap '' TERM; echo $$ > pid; echo ready; while :; do sleep 1; done"], env=ENV,
+                    cwd=tmp_path, stdout=lambda _: cancel(task), stderr=None, marker="test/", stop=asyncio.Event(),
+                    stopping=process.Stopping(),
+                )
+            )  # fmt: skip
+        assert task.cancelled()
 
 
 async def test_cancelling_a_run_kills_what_it_left_in_the_background_too(tmp_path: Path) -> None:

@@ -7,7 +7,7 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -15,12 +15,12 @@ from msgspec.structs import replace
 
 from secure_dagu.scheduler.lock import Lock, holder
 
-STALE_S = 0.4
+STALE_S = 30.0
 HOLD = """
 import sys, time
 from pathlib import Path
 from secure_dagu.scheduler.lock import Lock, holder
-lock = Lock(Path(sys.argv[1]), holder(sys.argv[2]), stale_s=float(sys.argv[3]))
+lock = Lock(Path(sys.argv[1]), holder(sys.argv[2]), stale_s=60)
 while not lock.take():
     time.sleep(0.02)
 print("active", flush=True)
@@ -30,17 +30,20 @@ print("fenced", flush=True)
 """
 
 
-def lock(folder: Path, name: str, *, stale_s: float = STALE_S, host: str = "") -> Lock:
+class Clock:
+    """A standby's own clock, which only the test moves."""
+
+    def __init__(self) -> None:
+        self.now_s = 1000.0
+
+    def __call__(self) -> float:
+        return self.now_s
+
+
+def lock(folder: Path, name: str, *, host: str = "", clock: Clock | None = None) -> Lock:
     own = holder(name)
-    return Lock(folder, replace(own, host=host, boot=host) if host else own, stale_s=stale_s)
-
-
-def until(condition: Callable[[], bool], *, within_s: float = 10.0) -> float:
-    began = time.monotonic()
-    while not condition():
-        assert time.monotonic() - began < within_s, "it did not happen in time"
-        time.sleep(0.01)
-    return time.monotonic() - began
+    own = replace(own, host=host, boot=host) if host else own
+    return Lock(folder, own, stale_s=STALE_S, now=clock or Clock())
 
 
 def test_the_first_one_is_active_and_the_second_takes_over_at_once_when_it_stops(tmp_path: Path) -> None:
@@ -57,25 +60,36 @@ def test_the_first_one_is_active_and_the_second_takes_over_at_once_when_it_stops
 
 
 def test_one_of_another_host_is_left_alone_while_it_speaks_and_followed_when_it_is_silent(tmp_path: Path) -> None:
-    far, near = lock(tmp_path, "far", host="elsewhere"), lock(tmp_path, "near")
+    clock = Clock()
+    far, near = lock(tmp_path, "far", host="elsewhere"), lock(tmp_path, "near", clock=clock)
     assert far.take()
-    began = time.monotonic()
-    while time.monotonic() - began < 3 * STALE_S:
-        assert far.beat()
+    (term,) = tmp_path.glob("term-*.json")
+    for _ in range(10):
         assert not near.take()
-        time.sleep(0.02)
-    assert STALE_S * 0.9 <= until(near.take) < STALE_S + 1
+        clock.now_s += STALE_S - 0.5
+        assert not near.take()
+        said_ns = term.stat().st_mtime_ns
+        while term.stat().st_mtime_ns == said_ns:  # the time of a file moves in steps of some milliseconds
+            assert far.beat()
+    assert not near.take()
+    clock.now_s += STALE_S - 0.5
+    assert not near.take()
+    clock.now_s += 0.5
+    assert near.take()
     assert not far.is_held()
     assert not far.beat()
     assert near.is_held()
 
 
 def test_a_clock_that_is_wrong_on_one_host_changes_nothing(tmp_path: Path) -> None:
-    far, near = lock(tmp_path, "far", host="elsewhere"), lock(tmp_path, "near")
+    clock = Clock()
+    far, near = lock(tmp_path, "far", host="elsewhere"), lock(tmp_path, "near", clock=clock)
     assert far.take()
     (term,) = tmp_path.glob("term-*.json")
     for wrong in (time.time() - 9e6, time.time() + 9e6):
         os.utime(term, (wrong, wrong))
+        assert not near.take()
+        clock.now_s += STALE_S - 0.5
         assert not near.take()
     assert far.beat()
 
@@ -103,11 +117,9 @@ def test_an_old_one_that_comes_late_gets_no_term_that_was_had_before(tmp_path: P
 
 
 @contextmanager
-def process(folder: Path, name: str, *, stale_s: float) -> Iterator[subprocess.Popen[str]]:
+def process(folder: Path, name: str) -> Iterator[subprocess.Popen[str]]:
     """Hold the lock in a process of its own."""
-    child = subprocess.Popen(
-        [sys.executable, "-c", HOLD, str(folder), name, str(stale_s)], stdout=subprocess.PIPE, text=True
-    )
+    child = subprocess.Popen([sys.executable, "-c", HOLD, str(folder), name], stdout=subprocess.PIPE, text=True)
     try:
         assert child.stdout is not None
         assert child.stdout.readline() == "active\n"
@@ -122,18 +134,25 @@ def process(folder: Path, name: str, *, stale_s: float) -> Iterator[subprocess.P
 
 
 def test_a_killed_one_of_this_host_is_followed_at_once(tmp_path: Path) -> None:
-    standby = lock(tmp_path, "standby", stale_s=60)
-    with process(tmp_path, "active", stale_s=60) as child:
+    standby = lock(tmp_path, "standby")  # its clock stands still, so no silence is long enough
+    with process(tmp_path, "active") as child:
         assert not standby.take()
         child.kill()
-        assert until(standby.take) < 2
+        child.wait()
+        assert standby.take()
 
 
 def test_a_paused_one_is_followed_after_the_threshold_and_finds_that_out_when_it_wakes_up(tmp_path: Path) -> None:
-    standby = lock(tmp_path, "standby")
-    with process(tmp_path, "paused", stale_s=STALE_S) as child:
+    clock = Clock()
+    standby = lock(tmp_path, "standby", clock=clock)
+    with process(tmp_path, "paused") as child:
         child.send_signal(signal.SIGSTOP)
-        assert until(standby.take) >= STALE_S * 0.8
+        os.waitid(os.P_PID, child.pid, os.WSTOPPED | os.WNOWAIT)
+        assert not standby.take()
+        clock.now_s += STALE_S - 0.5
+        assert not standby.take()
+        clock.now_s += 0.5
+        assert standby.take()
         child.send_signal(signal.SIGCONT)
         assert child.stdout is not None
         assert child.stdout.readline() == "fenced\n"

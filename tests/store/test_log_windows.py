@@ -70,9 +70,9 @@ def test_the_end_of_a_gibibyte_is_there_at_once(tmp_path: Path) -> None:
         file.truncate(2**30)  # a hole: nothing is stored
         file.seek(2**30)
         file.write(b"\nlast but one\nlast\n")
-    began = time.perf_counter()
+    began = time.process_time()
     found = page(path, Window(tail=2))
-    assert time.perf_counter() - began < 2
+    assert time.process_time() - began < 2
     assert found.content == "last but one\nlast\n"
     assert found.has_more
     assert found.is_estimate

@@ -9,7 +9,8 @@ from pathlib import Path
 
 import pytest
 
-from tests.system.hosts import Host, Service, free_port
+from tests.ports import free_port
+from tests.system.hosts import Host, Service
 from tests.system.lab import Lab, lab
 
 

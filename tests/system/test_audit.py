@@ -12,8 +12,8 @@ import pytest
 
 from secure_dagu.audit import chain
 from secure_dagu.audit.chain import Broken, Place
+from tests.ports import free_port
 from tests.system.conftest import Cluster
-from tests.system.hosts import free_port
 
 WORKFLOW = "steps:\n  - id: a\n    run: 'true'\n"
 

@@ -18,8 +18,9 @@ from pathlib import Path
 import pytest
 
 from tests import needs
+from tests.ports import free_port
 from tests.system.conftest import Cluster
-from tests.system.hosts import PROGRAM, free_port
+from tests.system.hosts import PROGRAM
 
 
 def ask(cluster: Cluster, *words: str) -> subprocess.CompletedProcess[str]:

@@ -13,8 +13,9 @@ from typing import Any
 import httpx
 import pytest
 
+from tests.ports import free_port
 from tests.system.conftest import Cluster
-from tests.system.hosts import Host, free_port
+from tests.system.hosts import Host
 
 PASSWORD = "correct horse"
 CONTROLS = (

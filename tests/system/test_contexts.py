@@ -18,7 +18,8 @@ import httpx
 import pytest
 
 from secure_dagu.cli import main as cli
-from tests.system.hosts import PROGRAM, Host, Service, free_port
+from tests.ports import free_port
+from tests.system.hosts import PROGRAM, Host, Service
 
 PASSWORD = "correct horse"
 WORKFLOWS = {

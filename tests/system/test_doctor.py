@@ -16,8 +16,9 @@ from typing import Any
 import pytest
 
 from tests import needs
+from tests.ports import free_port
 from tests.system.conftest import Cluster
-from tests.system.hosts import PROGRAM, Host, Service, free_port
+from tests.system.hosts import PROGRAM, Host, Service
 from tests.system.test_clear_failures import until_listening
 
 LAYERS = (

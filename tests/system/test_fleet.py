@@ -14,8 +14,9 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+from tests.ports import free_port
 from tests.system.conftest import Cluster
-from tests.system.hosts import PROGRAM, Host, Service, free_port
+from tests.system.hosts import PROGRAM, Host, Service
 
 QUICK = "steps:\n  - id: a\n    run: echo done\n"
 

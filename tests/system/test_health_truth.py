@@ -10,8 +10,9 @@ from typing import Any
 
 import httpx
 
+from tests.ports import free_port
 from tests.system.conftest import Cluster
-from tests.system.hosts import Host, free_port
+from tests.system.hosts import Host
 
 
 def asked(url: str) -> tuple[int, Any]:

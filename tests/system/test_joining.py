@@ -15,8 +15,9 @@ import pytest
 from cryptography import x509
 
 from tests.needs import program
+from tests.ports import free_port
 from tests.system.conftest import Cluster
-from tests.system.hosts import PROGRAM, Host, Service, free_port
+from tests.system.hosts import PROGRAM, Host, Service
 
 LINE = r"secure-dagu join (sdj1\.\S+@localhost:\d+)"
 

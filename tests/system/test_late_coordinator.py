@@ -6,8 +6,8 @@ import json
 
 import pytest
 
+from tests.ports import free_port
 from tests.system.conftest import Cluster
-from tests.system.hosts import free_port
 from tests.system.test_scheduler import until
 
 

@@ -6,8 +6,8 @@ from pathlib import Path
 
 import httpx
 
+from tests.ports import free_port
 from tests.system.conftest import Cluster
-from tests.system.hosts import free_port
 
 VALUE = "kqvJ7-never-to-be-seen"
 DAG = """\

@@ -19,8 +19,9 @@ from ruamel.yaml import YAML
 
 from secure_dagu.telemetry import metrics
 from tests.needs import program
+from tests.ports import free_port
 from tests.system.conftest import Cluster
-from tests.system.hosts import PATIENCE_S, Service, free_port
+from tests.system.hosts import PATIENCE_S, Service
 
 ROOT = Path(__file__).parents[2]
 MONITORING = ROOT / "deploy/monitoring"

@@ -10,7 +10,8 @@ from typing import Any
 import httpx
 import pytest
 
-from tests.system.hosts import Host, free_port
+from tests.ports import free_port
+from tests.system.hosts import Host
 
 PASSWORD = "correct horse"
 DAGS = {

@@ -6,7 +6,8 @@ import re
 import time
 from pathlib import Path
 
-from tests.system.hosts import Host, free_port
+from tests.ports import free_port
+from tests.system.hosts import Host
 from tests.system.test_server import Api
 
 

@@ -15,7 +15,8 @@ from urllib.error import HTTPError
 
 import pytest
 
-from tests.system.hosts import PATIENCE_S, Host, Service, free_port
+from tests.ports import free_port
+from tests.system.hosts import PATIENCE_S, Host, Service
 
 DAGS, MISSED = 4, 8
 

@@ -15,8 +15,9 @@ from pathlib import Path
 import httpx
 import pytest
 
+from tests.ports import free_port
 from tests.system.conftest import Cluster
-from tests.system.hosts import Host, free_port
+from tests.system.hosts import Host
 
 PASSWORD = "correct horse"
 SLOW = "steps:\n  - id: a\n    run: sleep {seconds}; echo done\n"

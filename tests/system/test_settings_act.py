@@ -15,8 +15,9 @@ from zoneinfo import ZoneInfo
 import httpx
 import pytest
 
+from tests.ports import free_port
 from tests.system.conftest import Cluster
-from tests.system.hosts import Host, Service, free_port
+from tests.system.hosts import Host, Service
 
 PASSWORD = "correct horse"
 CONFIG = """\

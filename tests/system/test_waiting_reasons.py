@@ -10,8 +10,8 @@ from pathlib import Path
 
 import httpx
 
+from tests.ports import free_port
 from tests.system.conftest import Cluster
-from tests.system.hosts import free_port
 
 PASSWORD = "correct horse"
 SLOW = "steps:\n  - {id: a, run: 'while [ ! -e END ]; do sleep 0.1; done'}\n"

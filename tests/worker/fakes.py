@@ -50,7 +50,7 @@ from secure_dagu.worker import Timings, Worker
 W1 = WorkerId("w1")
 CALLER = Caller(role=Role.WORKER, name="w1", proven=True, worker=W1)
 OWNER = Owner("c1@50055", "127.0.0.1", 50055)
-DEADLINE_S = 10.0
+DEADLINE_S = 60.0
 
 QUICK = Timings(
     heartbeat_s=0.02,
@@ -60,18 +60,18 @@ QUICK = Timings(
     outage_cap_s=0.05,
     error_cap_s=0.1,
     hopeless_for_s=0.1,
-    ack_for_s=1.0,
+    ack_for_s=20.0,
     ack_retry_s=0.01,
-    orphan_timeout_s=5.0,
+    orphan_timeout_s=20.0,
     report_every_s=0.01,
     retry_first_s=0.005,
     retry_cap_s=0.02,
     log_age_s=0.01,
-    stall_s=5.0,
+    stall_s=20.0,
     child_poll_s=0.02,
-    child_cancel_s=1.0,
-    drain_timeout_s=5.0,
-    deliver_s=2.0,
+    child_cancel_s=20.0,
+    drain_timeout_s=20.0,
+    deliver_s=20.0,
 )
 
 

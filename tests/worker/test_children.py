@@ -14,7 +14,7 @@ from secure_dagu.errors import PreconditionFailed, Unavailable
 from secure_dagu.run.model import DagRunRef, RunStatus
 from secure_dagu.runner.api import ChildRequest, ChildRuns
 from secure_dagu.worker.children import RemoteChildren
-from tests.worker.fakes import CALLER, QUICK, FakeCoordinator, away, make_task
+from tests.worker.fakes import CALLER, DEADLINE_S, QUICK, FakeCoordinator, away, make_task
 
 PARENT = make_task(labels="team=a,workspace=ops")
 CHILD = DagRunRef("child", "c1")
@@ -141,7 +141,7 @@ async def test_cancelling_the_parent_cancels_the_child_and_sees_its_end(
         timings=replace(QUICK, child_cancel_s=0.2),
     )
     coordinator.on_dispatch = lambda task: coordinator.statuses.update({task.run: document(RunStatus.RUNNING)})
-    async with asyncio.timeout(5), asyncio.TaskGroup() as group:
+    async with asyncio.timeout(DEADLINE_S), asyncio.TaskGroup() as group:
         running = group.create_task(children.run(request()))
         await coordinator.until(lambda: bool(coordinator.dispatched))
         running.cancel()

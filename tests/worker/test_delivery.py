@@ -31,6 +31,7 @@ from secure_dagu.worker.statuses import StatusReporter
 from secure_dagu.worker.timings import Timings
 from tests.worker.fakes import (
     CALLER,
+    DEADLINE_S,
     QUICK,
     FakeCoordinator,
     FakeRun,
@@ -248,7 +249,7 @@ def document(n: int, padding: int = 0) -> str:
 
 async def test_the_newest_document_wins(coordinator: FakeCoordinator) -> None:
     reporter = make_reporter(coordinator)
-    async with asyncio.timeout(5), asyncio.TaskGroup() as group:
+    async with asyncio.timeout(DEADLINE_S), asyncio.TaskGroup() as group:
         group.create_task(reporter.report_forever())
         reporter.changed(document(1))
         await coordinator.until(lambda: len(coordinator.reports) == 1)
@@ -261,7 +262,7 @@ async def test_the_newest_document_wins(coordinator: FakeCoordinator) -> None:
 
 async def test_a_run_that_is_over_at_once_reports_only_its_end(coordinator: FakeCoordinator) -> None:
     reporter = make_reporter(coordinator, replace(QUICK, report_first_s=60.0))
-    async with asyncio.timeout(5), asyncio.TaskGroup() as group:
+    async with asyncio.timeout(DEADLINE_S), asyncio.TaskGroup() as group:
         reporting = group.create_task(reporter.report_forever())
         reporter.changed(document(1))
         reporter.close()
@@ -274,7 +275,7 @@ async def test_large_documents_are_reported_less_often(coordinator: FakeCoordina
     """Bytes on the wire grow with time, not with the number of changes."""
     reporter = make_reporter(coordinator, replace(QUICK, report_every_s=0.0, report_bytes_per_s=1_000_000.0))
     loop = asyncio.get_running_loop()
-    async with asyncio.timeout(5), asyncio.TaskGroup() as group:
+    async with asyncio.timeout(DEADLINE_S), asyncio.TaskGroup() as group:
         group.create_task(reporter.report_forever())
         started = loop.time()
         for n in range(4):
@@ -288,7 +289,7 @@ async def test_large_documents_are_reported_less_often(coordinator: FakeCoordina
 async def test_an_active_document_stays_due_while_the_coordinator_is_away(coordinator: FakeCoordinator) -> None:
     reporter = make_reporter(coordinator)
     coordinator.go_away()
-    async with asyncio.timeout(5), asyncio.TaskGroup() as group:
+    async with asyncio.timeout(DEADLINE_S), asyncio.TaskGroup() as group:
         group.create_task(reporter.report_forever())
         reporter.changed(document(1))
         for _ in range(10):

@@ -20,6 +20,7 @@ from secure_dagu.worker.logs import Goal, LogShipper
 from secure_dagu.worker.timings import Timings
 from tests.worker.fakes import (
     CALLER,
+    DEADLINE_S,
     QUICK,
     W1,
     FakeCoordinator,
@@ -162,7 +163,7 @@ async def test_young_output_waits_for_company(tmp_path: Path) -> None:
     coordinator = FakeCoordinator()
     shipper = make_shipper(coordinator, replace(QUICK, log_age_s=60.0, log_bytes=100))
     writer = Writer(tmp_path, shipper)
-    async with asyncio.timeout(5), asyncio.TaskGroup() as group:
+    async with asyncio.timeout(DEADLINE_S), asyncio.TaskGroup() as group:
         shipping = group.create_task(shipper.ship())
         await asyncio.sleep(0)
         writer.write(b"x" * 99)
@@ -207,7 +208,7 @@ async def test_a_coordinator_that_came_back_with_less_gets_everything_again(tmp_
     coordinator = FakeCoordinator()
     shipper = make_shipper(coordinator, replace(QUICK, log_idle_s=0.01))
     writer = Writer(tmp_path, shipper)
-    async with asyncio.timeout(5), asyncio.TaskGroup() as group:
+    async with asyncio.timeout(DEADLINE_S), asyncio.TaskGroup() as group:
         group.create_task(shipper.ship())
         writer.write(b"first\n")
         await coordinator.until(lambda: coordinator.log_text() == b"first\n")
@@ -254,7 +255,7 @@ async def test_a_call_that_stands_still_is_cut_and_repeated(tmp_path: Path) -> N
     shipper = make_shipper(coordinator, replace(QUICK, stall_s=0.05))
     Writer(tmp_path, shipper).write(b"hello\n")
     shipper.complete(Goal.ALL)
-    async with asyncio.timeout(5):
+    async with asyncio.timeout(DEADLINE_S):
         await shipper.ship()
     assert coordinator.log_text() == b"hello\n"
     assert coordinator.log_calls == 2

@@ -16,6 +16,7 @@ from pathlib import Path
 import psycopg
 
 from tests import needs
+from tests.ports import free_port
 
 PASSWORD = "pg-secret-7731"
 
@@ -29,12 +30,6 @@ class Postgres:
 
     def dsn(self, schema: str = "public") -> str:
         return f"host={self.folder} port={self.port} user=postgres dbname=postgres options=-csearch_path={schema}"
-
-
-def free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])
 
 
 def until(is_ready: Callable[[], bool], process: subprocess.Popen[bytes]) -> None:

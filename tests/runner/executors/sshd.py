@@ -5,7 +5,6 @@ from __future__ import annotations
 import contextlib
 import getpass
 import os
-import socket
 import subprocess
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -14,6 +13,7 @@ from pathlib import Path
 import asyncssh
 
 from tests.needs import program
+from tests.ports import free_port
 
 
 @dataclass(frozen=True)
@@ -46,9 +46,7 @@ def running(folder: Path) -> Iterator[Sshd]:
     for path in (folder / "host", folder / "user"):
         path.chmod(0o600)
     (folder / "authorized_keys").write_bytes(user.export_public_key())
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = probe.getsockname()[1]
+    port = free_port()
     (folder / "known_hosts").write_bytes(f"[127.0.0.1]:{port} ".encode() + host.export_public_key())
     (folder / "config").write_text(
         f"Port {port}\nListenAddress 127.0.0.1\nHostKey {folder}/host\nAuthorizedKeysFile {folder}/authorized_keys\n"

@@ -13,6 +13,7 @@ import pytest
 
 from secure_dagu.run.model import RunStatus
 from secure_dagu.runner.executors.postgres import lock_number
+from tests.ports import free_port
 from tests.runner.executors import servers
 from tests.runner.executors.test_sqlite import dag, error_of, metrics_of, step, stopped_at
 from tests.runner.harness import Seen, run
@@ -211,7 +212,7 @@ async def test_the_password_comes_from_the_steps_environment_and_never_from_the_
 
 
 async def test_a_server_that_is_not_there_fails_the_step(tmp_path: Path) -> None:
-    seen = await query(tmp_path, f"host=127.0.0.1 port={servers.free_port()} user=x", "SELECT 1")
+    seen = await query(tmp_path, f"host=127.0.0.1 port={free_port()} user=x", "SELECT 1")
     assert "refused" in error_of(seen).lower()
 
 

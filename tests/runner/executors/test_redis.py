@@ -13,6 +13,7 @@ import trustme
 
 from secure_dagu.run.model import RunStatus
 from secure_dagu.runner.executors.redis import LOCK_PREFIX
+from tests.ports import free_port
 from tests.runner.executors import servers
 from tests.runner.executors.test_sqlite import dag, error_of, step, stopped_at
 from tests.runner.harness import Seen, run
@@ -187,9 +188,7 @@ async def test_a_wrong_password_is_an_error_that_does_not_repeat_it(tmp_path: Pa
 
 
 async def test_a_server_that_is_not_there_fails_the_step(tmp_path: Path, server: servers.Redis) -> None:
-    seen = await commands(
-        tmp_path, server, ("ping", {"host": "127.0.0.1", "port": servers.free_port(), "max_retries": 1})
-    )
+    seen = await commands(tmp_path, server, ("ping", {"host": "127.0.0.1", "port": free_port(), "max_retries": 1}))
     assert seen.status is RunStatus.FAILED
 
 
@@ -230,7 +229,7 @@ async def test_a_lock_is_given_back_when_the_command_takes_too_long(
 
 
 async def test_a_cluster_answers(tmp_path: Path, key: str) -> None:
-    with servers.redis("--cluster-enabled", "yes", "--cluster-port", str(servers.free_port())) as server:
+    with servers.redis("--cluster-enabled", "yes", "--cluster-port", str(free_port())) as server:
         alone = {"host": "127.0.0.1", "port": server.port, "password": server.password}
         together = {"mode": "cluster", "cluster_addrs": [f"127.0.0.1:{server.port}"], "password": server.password}
         own = ("command", {**alone, "command": "CLUSTER ADDSLOTSRANGE 0 16383"})
