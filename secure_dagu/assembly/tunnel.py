@@ -9,6 +9,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import json
+import secrets
 import tempfile
 from collections.abc import AsyncIterator
 from pathlib import Path
@@ -123,7 +124,7 @@ async def _run(loaded: Loaded, words: list[str], said: bytearray, stop: asyncio.
     try:
         return await process.run(
             ["tailscale", *words], env=host_environment(loaded), cwd=Path(tempfile.gettempdir()), stdout=keep,
-            stderr=None, marker="tunnel", stop=stop, stopping=process.Stopping(grace_s=2.0),
+            stderr=None, marker=f"tunnel/{secrets.token_hex(8)}/", stop=stop, stopping=process.Stopping(grace_s=2.0),
         )  # fmt: skip
     except process.CannotStart as error:
         raise Unavailable(

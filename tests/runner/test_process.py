@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import os
+import secrets
 import select
 import signal
 import subprocess
@@ -22,6 +23,11 @@ from secure_dagu.runner import process
 from tests.runner.harness import Seen, alive, pid_in, run, run_and_stop
 
 ENV = {"PATH": "/usr/local/bin:/usr/bin:/bin"}
+
+
+def marker() -> str:
+    """Return a marker that no other test has, in this process or another: whoever has it is stopped together."""
+    return f"test/{secrets.token_hex(8)}/"
 
 
 @contextlib.contextmanager
@@ -43,7 +49,7 @@ async def call(*argv: str, cwd: Path) -> tuple[int, bytes, bytes]:
     out, err = bytearray(), bytearray()
     async with asyncio.timeout(20):
         code = await process.run(
-            argv, env=ENV, cwd=cwd, stdout=out.extend, stderr=err.extend, marker="test/", stop=asyncio.Event(),
+            argv, env=ENV, cwd=cwd, stdout=out.extend, stderr=err.extend, marker=marker(), stop=asyncio.Event(),
             stopping=process.Stopping(),
         )  # fmt: skip
     return code, bytes(out), bytes(err)
@@ -98,7 +104,7 @@ async def test_a_full_disk_is_an_error_and_not_a_hang(tmp_path: Path) -> None:
         async with asyncio.timeout(10):
             await process.run(
                 ["sh", "-c", "head -c 1000000 /dev/zero"], env=ENV, cwd=tmp_path, stdout=full, stderr=full,
-                marker="test/", stop=asyncio.Event(), stopping=process.Stopping(),
+                marker=marker(), stop=asyncio.Event(), stopping=process.Stopping(),
             )  # fmt: skip
 
 
@@ -164,7 +170,7 @@ async def test_ordinary_commands_are_gone_at_once_after_a_stop(tmp_path: Path) -
 
         code = await process.run(
             ["sh", "-c", "sleep 60 & echo ready; sleep 60"], env=ENV, cwd=tmp_path, stdout=told, stderr=None,
-            marker="test/", stop=stop, stopping=process.Stopping(),
+            marker=marker(), stop=stop, stopping=process.Stopping(),
         )  # fmt: skip
         assert code == -signal.SIGTERM
         return time.perf_counter() - stopped_at
@@ -196,7 +202,7 @@ async def test_cancelling_kills(tmp_path: Path) -> None:
             task = group.create_task(
                 process.run(
                     ["sh", "-c", "trap '' TERM; echo $$ > pid; echo ready; while :; do sleep 1; done"], env=ENV,
-                    cwd=tmp_path, stdout=lambda _: cancel(task), stderr=None, marker="test/", stop=asyncio.Event(),
+                    cwd=tmp_path, stdout=lambda _: cancel(task), stderr=None, marker=marker(), stop=asyncio.Event(),
                     stopping=process.Stopping(),
                 )
             )  # fmt: skip

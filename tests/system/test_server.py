@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import argparse
+import asyncio
 import json
 import os
 import signal
@@ -15,7 +17,10 @@ from pathlib import Path
 import httpx
 import pytest
 
+from secure_dagu.assembly.tunnel import Node, open_tunnel
+from secure_dagu.config.load import load
 from tests.ports import free_port
+from tests.runner.harness import alive
 from tests.system.conftest import Cluster
 from tests.system.hosts import Host
 
@@ -273,7 +278,8 @@ if [ "$1" = status ]; then
     echo '{"BackendState": "Running", "Self": {"DNSName": "box.tail1234.ts.net."}}'
     exit 0
 fi
-echo "$@" > "$HOME/tunnel-arguments"
+echo "$@" > "$HOME/being-written-$$"
+mv "$HOME/being-written-$$" "$HOME/tunnel-arguments"
 exec sleep 60
 """
 
@@ -312,6 +318,37 @@ def test_the_tunnel_exposes_only_an_installation_with_a_login_and_only_its_web_s
         assert httpx.get(login, headers={"Host": "box.tail1234.ts.net"}).status_code == 200
         assert httpx.get(login, headers={"Host": "box.example.com"}).status_code == 421
         assert service.stop() == 0
+
+
+async def test_a_tunnel_that_closes_spares_those_of_other_servers_of_this_host(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Processes are found by a mark, and all tunnels once had the same."""
+    fake = "#!/bin/sh\necho $$ > \"$HOME/new\" && mv \"$HOME/new\" \"$HOME/pid\"\nexec sleep 60\n"
+    (tmp_path / "tailscale").write_text(fake)
+        '#!/bin/sh\necho $$ > "$HOME/new" && mv "$HOME/new" "$HOME/pid"\nexec sleep 60\n'
+    )
+    (tmp_path / "tailscale").chmod(0o755)
+    monkeypatch.setenv("PATH", f"{tmp_path}:{os.environ['PATH']}")
+    monkeypatch.setenv("HOME", str(tmp_path))
+    loaded = load(argparse.Namespace(), {"DAGU_HOME": str(tmp_path), "HOME": str(tmp_path)})
+
+    async def started() -> int:
+        async with asyncio.timeout(20):
+            while not (tmp_path / "pid").exists():  # noqa: ASYNC110 - another process writes it
+                await asyncio.sleep(0.01)
+        pid = int((tmp_path / "pid").read_text())
+        (tmp_path / "pid").unlink()
+        return pid
+
+    node = Node(name="box.tail1234.ts.net", url="https://box.tail1234.ts.net/")
+    async with open_tunnel(loaded, node, port=1):
+        staying = await started()
+        async with open_tunnel(loaded, node, port=2):
+            closing = await started()
+        assert not alive(closing)
+        assert alive(staying)
+    assert not alive(staying)
 
 
 def test_a_second_start_all_on_one_data_directory_is_refused_and_the_audit_log_stays_good(tmp_path: Path) -> None:
