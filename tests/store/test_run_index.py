@@ -294,9 +294,14 @@ def test_a_journal_is_begun_anew_without_losing_a_line_of_any_reader(tmp_path: P
     seen: list[set[str]] = [set(), set()]
     count = 3 * MAX_BYTES // 40
     done = threading.Event()
+    looked = threading.Event()
+    half_a_journal = MAX_BYTES // 4_000 // 2
 
     def append() -> None:
-        for number in range(0, count, 100):
+        for place, number in enumerate(range(0, count, 100)):
+            if place % half_a_journal == 0:  # readers that sleep over a whole journal must look at everything anew
+                looked.clear()
+                looked.wait()
             handle = os.open(tmp_path / JOURNAL, os.O_WRONLY | os.O_APPEND | os.O_CREAT)
             os.write(handle, b"".join(f"{one:039}\n".encode() for one in range(number, number + 100)))
             os.close(handle)
@@ -308,6 +313,7 @@ def test_a_journal_is_begun_anew_without_losing_a_line_of_any_reader(tmp_path: P
         is_last = done.is_set()
         for reader, found in zip(readers, seen, strict=True):
             found.update(reader.lines())
+        looked.set()
         if is_last:
             break
     writer.join()
