@@ -138,7 +138,7 @@ async def _send_bundle(
     from secure_dagu.cli.progress import Progress
     from secure_dagu.runner.bundle import pack
 
-    patterns = _file_dependencies(definition)
+    patterns = definition.file_dependencies
     if not patterns:
         return None
     ref, data = pack(base=path.parent, dag_path=path.name, dag_text=definition.text, patterns=patterns)
@@ -148,14 +148,6 @@ async def _send_bundle(
         if not verdict.accepted:
             raise DefinitionError("the coordinator did not take the file dependencies", why=verdict.error)
     return ref
-
-
-def _file_dependencies(definition: Definition) -> list[str]:
-    """Return every declaration of the file: of its documents, their steps and their handlers, each once, in order."""
-    dags = (definition.main, *definition.locals.values())
-    found = [name for dag in dags for name in dag.file_dependencies]
-    found += [name for dag in dags for step in (*dag.steps, *dag.handlers.values()) for name in step.file_dependencies]
-    return list(dict.fromkeys(found))
 
 
 def _task(

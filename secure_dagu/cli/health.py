@@ -9,6 +9,7 @@ import sys
 from typing import TYPE_CHECKING
 
 from secure_dagu.cli.output import visible
+from secure_dagu.dispatch.address import host_port
 from secure_dagu.errors import InvalidRequest, Unavailable
 
 if TYPE_CHECKING:
@@ -74,7 +75,7 @@ async def _get(host: str, port: int, path: str) -> tuple[int, str]:
     import h11
 
     asked = h11.Connection(h11.CLIENT, max_incomplete_event_size=MAX_ANSWER)
-    headers = [("Host", f"[{host}]:{port}" if ":" in host else f"{host}:{port}"), ("Connection", "close")]
+    headers = [("Host", host_port(host, port)), ("Connection", "close")]
     status, body = 0, b""
     try:
         async with asyncio.timeout(LIMIT_S):

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from secure_dagu.cli import output
+from secure_dagu.dispatch.address import host_port
 
 if TYPE_CHECKING:
     from secure_dagu.pki.tokens import Offer
@@ -75,7 +76,7 @@ def _make(args: argparse.Namespace, directory: Path, now: datetime) -> int:
     args.record(_event(offer))
     coordinator = load(args).settings.coordinator
     host = coordinator.advertise[0]
-    place = f"[{host}]:{coordinator.port}" if ":" in host else f"{host}:{coordinator.port}"
+    place = host_port(host, coordinator.port)
     line = f"{token.reveal()}@{place}"
     if args.json:
         output.print_json({"token": line, **_fields(offer)})

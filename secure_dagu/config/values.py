@@ -13,6 +13,8 @@ from dataclasses import dataclass
 from datetime import timedelta
 from typing import Any
 
+from secure_dagu.dispatch.address import host_port
+
 Raw = str | list[Any] | dict[str, Any]
 """What a source gives for one key: text, a list of texts, or a map of texts."""
 
@@ -45,7 +47,7 @@ class Address:
     port: int
 
     def __str__(self) -> str:
-        return f"[{self.host}]:{self.port}" if ":" in self.host else f"{self.host}:{self.port}"
+        return host_port(self.host, self.port)
 
 
 @dataclass(frozen=True, slots=True)

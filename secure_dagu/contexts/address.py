@@ -7,6 +7,7 @@ from urllib.parse import urlsplit
 
 from msgspec import Struct
 
+from secure_dagu.dispatch.address import host_port
 from secure_dagu.errors import InvalidRequest
 
 API = "/api/v1"
@@ -34,7 +35,7 @@ class ServerUrl(Struct, frozen=True, kw_only=True):
     @property
     def authority(self) -> str:
         """Return `host:port`."""
-        return f"[{self.host}]:{self.port}" if ":" in self.host else f"{self.host}:{self.port}"
+        return host_port(self.host, self.port)
 
     @property
     def origin(self) -> str:

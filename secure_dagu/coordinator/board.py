@@ -26,8 +26,7 @@ from secure_dagu.run.model import AttemptKey
 from secure_dagu.security.identity import acts_as
 from secure_dagu.telemetry import metrics
 
-NO_WORKER = "no available workers"
-NO_MATCH = "no workers match the required selector"
+_NO_MATCH = "no workers match the required selector"
 MAX_REFUSED = 1_000
 REFUSED_FOR = timedelta(minutes=10)
 """How long a refused claim of labels is remembered."""
@@ -200,10 +199,10 @@ class Board:
         if self.waiters.meets(demand):
             return
         if why := self.not_authorised(demand, now):
-            raise NoAuthorisedWorker(NO_MATCH, why=why, fix="issue that worker a certificate with these labels")
+            raise NoAuthorisedWorker(_NO_MATCH, why=why, fix="issue that worker a certificate with these labels")
         if not is_live:
-            raise NoWorker(NO_WORKER, fix="start a worker")
-        raise NoMatchingWorker(NO_MATCH, why=f"nobody offers {demand}", fix="start a worker with these labels")
+            raise NoWorker("no available workers", fix="start a worker")
+        raise NoMatchingWorker(_NO_MATCH, why=f"nobody offers {demand}", fix="start a worker with these labels")
 
     def why_waits(self, entry: Entry) -> Waiting | None:
         """Say why a task has not been claimed yet; None: it has, or is over."""

@@ -12,7 +12,7 @@ from msgspec.structs import replace
 from secure_dagu.audit.events import Action, Detail, Trail, by, recorded, run_target
 from secure_dagu.coordinator import bodies, documents, intake
 from secure_dagu.coordinator.attempts import as_known
-from secure_dagu.coordinator.board import NO_MATCH, NO_WORKER, Board
+from secure_dagu.coordinator.board import Board
 from secure_dagu.coordinator.bodies import SecretGrant
 from secure_dagu.coordinator.finisher import Finisher
 from secure_dagu.coordinator.ledger import Entry, Ledger, is_limited
@@ -24,7 +24,9 @@ from secure_dagu.dispatch.model import Caller, Operation, Task
 from secure_dagu.errors import (
     Conflict,
     LimitExceeded,
+    NoMatchingWorker,
     NotFound,
+    NoWorker,
     PreconditionFailed,
     Refused,
     SecureDaguError,
@@ -83,11 +85,16 @@ class Dispatching:
         try:
             accepted = await self._dispatch(caller, task, admission_token)
             result = "accepted"
-        except Unavailable as error:
-            result = "no_worker" if error.what == NO_WORKER else "error"
+        except NoWorker:
+            result = "no_worker"
             raise
-        except SecureDaguError as error:
-            result = "no_matching_worker" if error.what == NO_MATCH else "rejected"
+        except NoMatchingWorker:
+            result = "no_matching_worker"
+            raise
+        except Unavailable:
+            raise
+        except SecureDaguError:
+            result = "rejected"
             raise
         finally:
             metrics.TASKS_DISPATCHED.labels(result, operation).inc()

@@ -18,7 +18,7 @@ from secure_dagu.audit.events import Action, Detail, Event, Outcome, Trail, by, 
 from secure_dagu.coordinator import bodies, intake
 from secure_dagu.coordinator.ledger import Entry, Ledger, is_limited
 from secure_dagu.dispatch.api import Clock
-from secure_dagu.dispatch.model import Caller, Role, SecretRequest, StateEntry, StateRef, StateSource
+from secure_dagu.dispatch.model import STATE_SCOPES, Caller, Role, SecretRequest, StateEntry, StateRef, StateSource
 from secure_dagu.errors import Conflict, InvalidRequest, NotFound, PreconditionFailed, Refused, SecureDaguError
 from secure_dagu.run.model import DagRunRef
 from secure_dagu.store.api import Store
@@ -31,7 +31,6 @@ log = structlog.get_logger()
 MAX_VALUE = 1_048_576
 MAX_NAMESPACE = 255
 MAX_KEY = 512
-_SCOPES = ("dag", "root_dag", "global", "custom")
 _WORKSPACE = re.compile(r"[A-Za-z0-9][A-Za-z0-9_-]*")
 
 
@@ -262,8 +261,8 @@ def _check_ref(ref: StateRef) -> None:
 
 
 def _check_place(scope: str, namespace: str) -> None:
-    if scope not in _SCOPES:
-        raise InvalidRequest("dag state: invalid ref", why=f"the scope is one of {', '.join(_SCOPES)}")
+    if scope not in STATE_SCOPES:
+        raise InvalidRequest("dag state: invalid ref", why=f"the scope is one of {', '.join(STATE_SCOPES)}")
     if (
         not namespace.strip() or len(namespace.encode()) > MAX_NAMESPACE or namespace in (".", "..")
         or any(c in namespace for c in "/\\\0")

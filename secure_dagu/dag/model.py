@@ -332,3 +332,12 @@ class Definition(Struct, frozen=True, kw_only=True):
     text: str = ""
     """The authored YAML, as it travels in `Task.definition`."""
     warnings: tuple[str, ...] = ()
+
+    @property
+    def file_dependencies(self) -> tuple[str, ...]:
+        """Every declaration of a file: of the documents, their steps and their handlers, each once, in order."""
+        dags = (self.main, *self.locals.values())
+        found = [name for dag in dags for name in dag.file_dependencies]
+        steps = [step for dag in dags for step in (*dag.steps, *dag.handlers.values())]
+        found += [name for step in steps for name in step.file_dependencies]
+        return tuple(dict.fromkeys(found))

@@ -28,6 +28,7 @@ import structlog
 from msgspec import Struct, field
 from msgspec.structs import replace
 
+from secure_dagu.dispatch.address import host_port
 from secure_dagu.store.blobs import safe
 
 log = structlog.get_logger()
@@ -77,7 +78,7 @@ class Instance(Struct, frozen=True, kw_only=True, rename="camel"):
     @property
     def address(self) -> str:
         """Return `host:port`, an IPv6 address in brackets."""
-        return f"[{self.host}]:{self.port}" if ":" in self.host else f"{self.host}:{self.port}"
+        return host_port(self.host, self.port)
 
 
 class Registry:

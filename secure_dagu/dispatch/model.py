@@ -9,6 +9,7 @@ from typing import NewType
 
 from msgspec import Struct, field
 
+from secure_dagu.dispatch.address import host_port
 from secure_dagu.run.model import AttemptId, AttemptKey, DagRunRef
 
 WorkerId = NewType("WorkerId", str)
@@ -68,7 +69,7 @@ class Owner(Struct, frozen=True):
     @property
     def address(self) -> str:
         """Return `host:port`, an IPv6 literal in brackets."""
-        return f"[{self.host}]:{self.port}" if ":" in self.host else f"{self.host}:{self.port}"
+        return host_port(self.host, self.port)
 
 
 class BundleRef(Struct, frozen=True):
@@ -232,8 +233,12 @@ class Verdict(Struct, frozen=True, kw_only=True):
 ACCEPTED = Verdict(accepted=True)
 
 
+STATE_SCOPES = ("dag", "root_dag", "global", "custom")
+"""What a shared value may belong to (protocol, section 8.1)."""
+
+
 class StateRef(Struct, frozen=True):
-    """Address of one shared value (protocol, section 8.1)."""
+    """Address of one shared value (protocol, section 8.1). `scope` is one of `STATE_SCOPES`."""
 
     scope: str
     namespace: str

@@ -21,6 +21,7 @@ from typing import Final
 
 from msgspec.structs import replace
 
+from secure_dagu.dispatch.address import host_port
 from secure_dagu.link import private, probe, proxying
 from secure_dagu.link.context import ClientPolicy, UnsafePlaintext
 from secure_dagu.link.handshake import Handshake, own_of
@@ -74,7 +75,7 @@ class Dialer:
         proxy: proxying.Proxy | None = None,
     ) -> None:
         self.host, self.port, self.policy = host.strip("[]"), port, policy
-        self.address = f"[{self.host}]:{port}" if ":" in self.host else f"{self.host}:{port}"
+        self.address = host_port(self.host, port)
         self.last_error: LinkError | None = None
         """Why the last dial or link ended badly; None once the server has spoken."""
         self.attempts: Counter[Result] = Counter()
@@ -313,7 +314,7 @@ async def reach(host: str, port: int, *, proxy: proxying.Proxy | None = None) ->
         return await _reach(host, port)
     found = await _reach(proxy.host, proxy.port)
     if isinstance(found, Verdict):
-        where = f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
+        where = host_port(host, port)
         words = f"the proxy {proxy.address} cannot be reached: {found.reason.value}"
         return replace(found, reason=Reason.PROXY_REFUSED, address=where, detail=words)
     try:
@@ -328,7 +329,7 @@ async def reach(host: str, port: int, *, proxy: proxying.Proxy | None = None) ->
 
 
 async def _reach(host: str, port: int) -> socket.socket | Verdict:
-    where = f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
+    where = host_port(host, port)
     verdict = functools.partial(Verdict, side=Side.CLIENT, address=where)
     loop = asyncio.get_running_loop()
     try:

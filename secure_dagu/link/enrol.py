@@ -20,6 +20,7 @@ from typing import Final
 
 from OpenSSL import SSL
 
+from secure_dagu.dispatch.address import host_port
 from secure_dagu.errors import Refused
 from secure_dagu.link import context, dialer, proxying
 from secure_dagu.link.context import ClientPolicy, JoinPolicy
@@ -195,7 +196,7 @@ async def ask(
 async def _ask(
     policy: JoinPolicy | ClientPolicy, host: str, port: int, request: bytes, proxy: proxying.Proxy | None
 ) -> bytes | Verdict:
-    where = f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
+    where = host_port(host, port)
     connected = await dialer.reach(host, port, proxy=proxy)
     if isinstance(connected, Verdict):
         return connected

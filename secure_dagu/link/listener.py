@@ -22,6 +22,7 @@ from typing import Final
 
 from msgspec import Struct
 
+from secure_dagu.dispatch.address import host_port
 from secure_dagu.errors import ConfigError
 from secure_dagu.link import context, enrol, private, proxy_header
 from secure_dagu.link.context import ServerPolicy, UnsafePlaintext
@@ -133,7 +134,7 @@ class Listener:
 
     def _admit(self, sock: socket.socket, address: tuple[str, int]) -> None:
         host, port = address[0], address[1]
-        remote = f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
+        remote = host_port(host, port)
         limits, full = self._limits, ""
         if self.connections >= limits.connections:
             full = f"{limits.connections} connections"
@@ -184,7 +185,7 @@ class Listener:
         if source is None:
             return forwarder
         host, port = source
-        return f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
+        return host_port(host, port)
 
     def _served(self, sock: socket.socket, host: str, task: asyncio.Task[None]) -> None:
         # In a callback, not in the task's `finally`: a task that is cancelled before its first step runs none of it.
@@ -381,7 +382,7 @@ def bind_one(host: str, port: int) -> socket.socket:
     Raises:
         ConfigError: the address cannot be bound (in use by another process, no such address, not allowed).
     """
-    where = f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
+    where = host_port(host, port)
     try:
         found = socket.getaddrinfo(spelled(host) or None, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)
         family, kind, proto, _, address = found[0]

@@ -19,6 +19,7 @@ from msgspec import Struct
 from msgspec.structs import replace
 from OpenSSL import SSL, crypto
 
+from secure_dagu.dispatch.address import host_port
 from secure_dagu.link import context, material
 from secure_dagu.link.context import ALPN
 from secure_dagu.link.names import server_name
@@ -84,7 +85,7 @@ class Attempt(Struct, frozen=True, kw_only=True):
 
 async def resolve(host: str, port: int) -> list[tuple[socket.AddressFamily, tuple[str, int]]] | Verdict:
     """Return the addresses of a name, in the order in which they are tried, or why there is none."""
-    where = f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
+    where = host_port(host, port)
     try:
         async with asyncio.timeout(CONNECT_LIMIT_S):
             found = await asyncio.get_running_loop().getaddrinfo(host, port, type=socket.SOCK_STREAM)

@@ -16,6 +16,7 @@ from urllib.parse import unquote, urlsplit
 
 from msgspec import Struct
 
+from secure_dagu.dispatch.address import host_port
 from secure_dagu.security.secret import Secret
 from secure_dagu.security.verdict import Reason, Side, Verdict
 
@@ -38,7 +39,7 @@ class Proxy(Struct, frozen=True, kw_only=True):
     @property
     def address(self) -> str:
         """Return `host:port`."""
-        return f"[{self.host}]:{self.port}" if ":" in self.host else f"{self.host}:{self.port}"
+        return host_port(self.host, self.port)
 
     def serves(self, host: str, port: int) -> bool:
         """Tell whether a coordinator is reached through the proxy."""
@@ -77,7 +78,7 @@ async def connect(sock: socket.socket, proxy: Proxy, host: str, port: int) -> Ve
 
     Nothing beyond the proxy's answer is read from `sock`.
     """
-    where = f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
+    where = host_port(host, port)
     request = f"CONNECT {where} HTTP/1.1\r\nHost: {where}\r\n"
     if proxy.authorization is not None:
         request += f"Proxy-Authorization: {proxy.authorization.reveal()}\r\n"

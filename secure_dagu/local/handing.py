@@ -6,7 +6,7 @@ from collections.abc import AsyncIterator, Mapping
 from pathlib import Path
 from typing import Any
 
-from secure_dagu.dag.model import Dag, Definition
+from secure_dagu.dag.model import Dag
 from secure_dagu.dispatch.api import Coordinator
 from secure_dagu.dispatch.model import BundleRef, Caller, Operation, Task
 from secure_dagu.dispatch.retrying import told_at_start
@@ -62,7 +62,7 @@ async def send_bundle(coordinator: Coordinator, caller: Caller, start: Start) ->
     Raises:
         DefinitionError: a file is missing, or the coordinator does not take them.
     """
-    patterns = file_dependencies(start.loaded)
+    patterns = start.loaded.file_dependencies
     if not patterns:
         return None
     if not start.source_file:
@@ -79,14 +79,6 @@ async def send_bundle(coordinator: Coordinator, caller: Caller, start: Start) ->
 async def _pieces(data: bytes) -> AsyncIterator[bytes]:
     for begin in range(0, len(data), PIECE_BYTES):
         yield data[begin : begin + PIECE_BYTES]
-
-
-def file_dependencies(definition: Definition) -> list[str]:
-    """Return every declaration of a file: of its documents, their steps and their handlers, each once, in order."""
-    dags = (definition.main, *definition.locals.values())
-    found = [name for dag in dags for name in dag.file_dependencies]
-    found += [name for dag in dags for step in (*dag.steps, *dag.handlers.values()) for name in step.file_dependencies]
-    return list(dict.fromkeys(found))
 
 
 def is_over(document: Mapping[str, Any]) -> bool:

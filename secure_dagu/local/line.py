@@ -34,6 +34,7 @@ log = structlog.get_logger()
 
 AGAIN_S = 1.0
 _NO_WORKER = "no available workers"
+"""So `NoWorker` says it, and a coordinator of Dagu, whose errors have no code."""
 
 
 class QueueLine:

@@ -12,7 +12,6 @@ from typing import Final
 
 import msgspec
 from cryptography import x509
-from cryptography.exceptions import InvalidSignature
 from cryptography.hazmat.primitives import hashes
 from cryptography.hazmat.primitives.asymmetric import ed25519
 from cryptography.hazmat.primitives.serialization import Encoding
@@ -20,6 +19,7 @@ from msgspec import Struct
 
 from secure_dagu.dispatch.model import Role
 from secure_dagu.errors import ConfigError, IntegrityViolation, Refused
+from secure_dagu.link.material import is_issued_by
 from secure_dagu.pki import files, keys, pair
 from secure_dagu.pki.asking import Answer, JoinRequest, RenewRequest
 from secure_dagu.pki.files import Pem
@@ -73,7 +73,7 @@ class Wish:
             raise _broken("it is for another key than ours")
         if (identity.role.value, identity.name) != (said.role, said.name) or not NAME.fullmatch(said.name):
             raise _broken(f"it names {identity}")
-        if not any(_issued((leaf, *chain)[-1], anchor) for anchor in anchors):
+        if not any(is_issued_by((leaf, *chain)[-1], anchor) for anchor in anchors):
             raise _broken("none of the CAs that came with it stands behind it")
         return Granted(
             identity=identity,
@@ -165,14 +165,6 @@ def refuse_other_trust(path: Path, pin: str) -> None:
             why="replacing it would cut this host off from its present peers",
             fix="use another --dagu-home, or say --force to move this host to the CA of the token",
         )
-
-
-def _issued(lower: x509.Certificate, upper: x509.Certificate) -> bool:
-    try:
-        lower.verify_directly_issued_by(upper)
-    except (ValueError, TypeError, InvalidSignature):
-        return False
-    return True
 
 
 def _broken(why: str) -> IntegrityViolation:

@@ -10,6 +10,7 @@ from typing import Any
 import grpc
 import grpc.aio
 
+from secure_dagu.dispatch.address import host_port
 from secure_dagu.dispatch.model import Owner
 from secure_dagu.errors import SecureDaguError, Unavailable
 from secure_dagu.security.verdict import Reason, Side, Verdict
@@ -62,7 +63,7 @@ class Channel:
     def __init__(self, host: str, port: int, *, connect: Connect, recorder: Recorder) -> None:
         self.host = host
         self.port = port
-        self.address = f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
+        self.address = host_port(host, port)
         self._connect = connect
         self._recorder = recorder
         self._link: Link | None = None

@@ -243,7 +243,7 @@ class RemoteCoordinator:
         request = ext.FindRunsRequest(
             dag_name=wanted.name, name_part=wanted.name_part, run_id_part=wanted.run_id_part,
             statuses=[int(status) for status in wanted.statuses], labels=wanted.labels,
-            since=_milliseconds(wanted.since), until=_milliseconds(wanted.until), limit=limit,
+            since=fields.milliseconds(wanted.since), until=fields.milliseconds(wanted.until), limit=limit,
             before_at=before[0] if before else 0, before_ident=before[1] if before else "",
         )  # fmt: skip
         raw = await self.transport.call(OPERATIONS + "FindRuns", request.SerializeToString(), QUESTION_S)
@@ -254,7 +254,7 @@ class RemoteCoordinator:
 
     async def count_runs(self, caller: Caller, *, since: datetime, until: datetime | None) -> Mapping[int, int]:
         """Count root runs by status."""
-        request = ext.CountRunsRequest(since=_milliseconds(since), until=_milliseconds(until))
+        request = ext.CountRunsRequest(since=fields.milliseconds(since), until=fields.milliseconds(until))
         raw = await self.transport.call(OPERATIONS + "CountRuns", request.SerializeToString(), QUESTION_S)
         return dict(_parse(ext.CountRunsResponse, raw).by_status)
 
@@ -459,14 +459,6 @@ def _stream(number: int) -> LogStream:
     return LogStream(number) if number in (1, 2, 3) else LogStream.UNSPECIFIED
 
 
-def _milliseconds(at: datetime | None) -> int:
-    return int(at.timestamp() * 1000) if at is not None else 0
-
-
-def _moment(milliseconds: int) -> datetime | None:
-    return datetime.fromtimestamp(milliseconds / 1000, UTC) if 0 < milliseconds < 253402300799000 else None
-
-
 def _summary(run: ext.RunSummary) -> RunSummary:
     return RunSummary(
         run=DagRunRef(run.dag_name, run.dag_run_id),
@@ -474,7 +466,7 @@ def _summary(run: ext.RunSummary) -> RunSummary:
         status=run.status,
         worker=run.worker_id,
         error=run.error,
-        created_at=_moment(run.created_at) or datetime.fromtimestamp(0, UTC),
-        started_at=_moment(run.started_at),
-        finished_at=_moment(run.finished_at),
+        created_at=fields.from_milliseconds(run.created_at) or datetime.fromtimestamp(0, UTC),
+        started_at=fields.from_milliseconds(run.started_at),
+        finished_at=fields.from_milliseconds(run.finished_at),
     )

@@ -14,6 +14,7 @@ from google.protobuf.message import DecodeError, Message
 from secure_dagu.dispatch.model import (
     NO_ATTEMPT,
     NO_KEY,
+    STATE_SCOPES,
     ArtifactPart,
     BundleRef,
     Claim,
@@ -444,8 +445,6 @@ def bundle_message(bundle: BundleRef) -> pb.WorkspaceBundle:
 
 # -- state and secrets -------------------------------------------------------------------------------------------------
 
-_SCOPES = ("dag", "root_dag", "global", "custom")
-
 
 def state_ref(message: pb.StateRef) -> StateRef:
     """Read the address of a shared value."""
@@ -458,8 +457,8 @@ def state_ref(message: pb.StateRef) -> StateRef:
 
 def state_namespace(scope: str, namespace: str) -> tuple[str, str]:
     """Read scope and namespace."""
-    if scope not in _SCOPES:
-        raise InvalidRequest("dag state: invalid ref", why=f"scope {scope[:40]!a}", fix=", ".join(_SCOPES))
+    if scope not in STATE_SCOPES:
+        raise InvalidRequest("dag state: invalid ref", why=f"scope {scope[:40]!a}", fix=", ".join(STATE_SCOPES))
     if not namespace.strip() or namespace in {".", ".."} or "/" in namespace or "\\" in namespace:
         raise InvalidRequest("dag state: invalid ref", why=f"namespace {namespace[:80]!a}")
     return scope, _state_text(namespace, limit=255)

@@ -193,8 +193,8 @@ class Extensions:
         return ext.FindRunsResponse(runs=found).SerializeToString()
 
     async def _count(self, caller: Caller, request: ext.CountRunsRequest, _context: Context) -> bytes:
-        since = _moment(request.since) or datetime.fromtimestamp(0, UTC)
-        counts = await self._desk.count_runs(caller, since=since, until=_moment(request.until))
+        since = fields.from_milliseconds(request.since) or datetime.fromtimestamp(0, UTC)
+        counts = await self._desk.count_runs(caller, since=since, until=fields.from_milliseconds(request.until))
         return ext.CountRunsResponse(by_status=counts).SerializeToString()
 
     async def _follow(self, caller: Caller, request: ext.FollowRunRequest) -> AsyncIterator[bytes]:
@@ -255,10 +255,6 @@ class Extensions:
         return b""
 
 
-def _ms(moment: datetime | None) -> int:
-    return int(moment.timestamp() * 1000) if moment is not None else 0
-
-
 def _filter(request: ext.FindRunsRequest) -> RunFilter:
     """Return what a request asks for; unknown statuses match nothing."""
     known = {int(status) for status in RunStatus}
@@ -270,13 +266,9 @@ def _filter(request: ext.FindRunsRequest) -> RunFilter:
         run_id_part=fields.line(request.run_id_part, "run_id_part"),
         statuses=frozenset(RunStatus(status) for status in request.statuses),
         labels=tuple(fields.line(label, "labels") for label in request.labels),
-        since=_moment(request.since),
-        until=_moment(request.until),
+        since=fields.from_milliseconds(request.since),
+        until=fields.from_milliseconds(request.until),
     )
-
-
-def _moment(milliseconds: int) -> datetime | None:
-    return datetime.fromtimestamp(milliseconds / 1000, UTC) if 0 < milliseconds < 253402300799000 else None
 
 
 def _summary(run: RunSummary) -> ext.RunSummary:
@@ -288,7 +280,7 @@ def _summary(run: RunSummary) -> ext.RunSummary:
         status=run.status,
         worker_id=run.worker,
         error=run.error,
-        created_at=_ms(run.created_at),
-        started_at=_ms(run.started_at),
-        finished_at=_ms(run.finished_at),
+        created_at=fields.milliseconds(run.created_at),
+        started_at=fields.milliseconds(run.started_at),
+        finished_at=fields.milliseconds(run.finished_at),
     )

@@ -115,6 +115,16 @@ def moment(seconds: int, field: str) -> datetime:
     return datetime.fromtimestamp(seconds, UTC)
 
 
+def milliseconds(at: datetime | None) -> int:
+    """Return a time in Unix milliseconds; 0 for none."""
+    return int(at.timestamp() * 1000) if at is not None else 0
+
+
+def from_milliseconds(value: int) -> datetime | None:
+    """Return Unix milliseconds as an aware time; None for what is none."""
+    return datetime.fromtimestamp(value / 1000, UTC) if 0 < value < _LAST_SECOND * 1000 else None
+
+
 def digest(value: str) -> str:
     """Return a SHA-256 in lower-case hex."""
     if not DIGEST.fullmatch(value):

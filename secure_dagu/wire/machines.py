@@ -22,12 +22,12 @@ def machine_message(view: WorkerView) -> ext.Machine:
         identity=view.identity,
         serial=view.serial,
         issuer=view.issuer,
-        not_after=_ms(view.cert_not_after),
+        not_after=fields.milliseconds(view.cert_not_after),
         tls_version=view.tls_version,
         cipher=view.cipher,
         group=view.group,
         address=view.remote_address,
-        connected_since=_ms(view.connected_since),
+        connected_since=fields.milliseconds(view.connected_since),
         version=view.version,
         is_lost=view.is_lost,
         held_tasks=view.held_tasks,
@@ -43,12 +43,12 @@ def machine_of(message: ext.Machine) -> WorkerView:
         identity=fields.line(message.identity, "identity", limit=1024),
         serial=fields.line(message.serial, "serial"),
         issuer=fields.line(message.issuer, "issuer"),
-        cert_not_after=_moment(message.not_after),
+        cert_not_after=fields.from_milliseconds(message.not_after),
         tls_version=fields.line(message.tls_version, "tls_version"),
         cipher=fields.line(message.cipher, "cipher"),
         group=fields.line(message.group, "group"),
         remote_address=fields.line(message.address, "address"),
-        connected_since=_moment(message.connected_since),
+        connected_since=fields.from_milliseconds(message.connected_since),
         version=fields.line(message.version, "version"),
         is_lost=message.is_lost,
         held_tasks=message.held_tasks,
@@ -65,8 +65,8 @@ def link_message(view: LinkView) -> ext.LinkInfo:
         cipher=view.cipher,
         group=view.group,
         serial=view.serial,
-        not_after=_ms(view.cert_not_after),
-        opened_at=_ms(view.opened_at),
+        not_after=fields.milliseconds(view.cert_not_after),
+        opened_at=fields.milliseconds(view.opened_at),
     )
 
 
@@ -80,8 +80,8 @@ def link_of(message: ext.LinkInfo) -> LinkView:
         cipher=fields.line(message.cipher, "cipher"),
         group=fields.line(message.group, "group"),
         serial=fields.line(message.serial, "serial"),
-        cert_not_after=_moment(message.not_after),
-        opened_at=_moment(message.opened_at) or datetime.fromtimestamp(0, UTC),
+        cert_not_after=fields.from_milliseconds(message.not_after),
+        opened_at=fields.from_milliseconds(message.opened_at) or datetime.fromtimestamp(0, UTC),
     )
 
 
@@ -90,11 +90,3 @@ def version_of(text: str) -> str:
     if not text.isascii():
         raise InvalidRequest("version is not usable", why="it is not ASCII")
     return fields.line(text, "version", limit=MAX_VERSION)
-
-
-def _ms(moment: datetime | None) -> int:
-    return int(moment.timestamp() * 1000) if moment is not None else 0
-
-
-def _moment(milliseconds: int) -> datetime | None:
-    return datetime.fromtimestamp(milliseconds / 1000, UTC) if 0 < milliseconds < 253402300799000 else None

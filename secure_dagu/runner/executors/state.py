@@ -10,7 +10,7 @@ from typing import Any
 
 from secure_dagu.dag import formats
 from secure_dagu.dag.values import FieldMode, resolve_tree
-from secure_dagu.dispatch.model import StateEntry, StateRef, StateSource
+from secure_dagu.dispatch.model import STATE_SCOPES, StateEntry, StateRef, StateSource
 from secure_dagu.errors import Conflict, DefinitionError, LimitExceeded, NotFound
 from secure_dagu.runner.context import SUCCESS, Done, StepContext
 from secure_dagu.runner.executors.file_access import time_text
@@ -18,7 +18,6 @@ from secure_dagu.runner.executors.options import Options
 from secure_dagu.runner.executors.stopping import unless_stopped
 from secure_dagu.runner.output import raw
 
-SCOPES = ("dag", "root_dag", "global", "custom")
 GLOBAL = "_"
 MAX_VALUE_BYTES = 2**20
 MAX_KEY = 1024
@@ -66,7 +65,7 @@ async def _work(context: StepContext, work: Coroutine[Any, Any, Answer]) -> Done
 
 
 def _namespace(context: StepContext, options: Options) -> tuple[str, str]:
-    scope, given = options.choice("scope", SCOPES, "dag"), options.text("namespace")
+    scope, given = options.choice("scope", STATE_SCOPES, "dag"), options.text("namespace")
     if scope == "custom":
         is_bad = not given.strip() or given in (".", "..") or len(given) > MAX_NAMESPACE
         if is_bad or "/" in given or "\\" in given or _CONTROL.search(given):
