@@ -324,10 +324,8 @@ async def test_a_tunnel_that_closes_spares_those_of_other_servers_of_this_host(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Processes are found by a mark, and all tunnels once had the same."""
-    fake = "#!/bin/sh\necho $$ > \"$HOME/new\" && mv \"$HOME/new\" \"$HOME/pid\"\nexec sleep 60\n"
+    fake = '#!/bin/sh\necho $$ > "$HOME/new" && mv "$HOME/new" "$HOME/pid"\nexec sleep 60\n'
     (tmp_path / "tailscale").write_text(fake)
-        '#!/bin/sh\necho $$ > "$HOME/new" && mv "$HOME/new" "$HOME/pid"\nexec sleep 60\n'
-    )
     (tmp_path / "tailscale").chmod(0o755)
     monkeypatch.setenv("PATH", f"{tmp_path}:{os.environ['PATH']}")
     monkeypatch.setenv("HOME", str(tmp_path))
