@@ -14,6 +14,8 @@ from msgspec import Struct
 NIL = "<nil>"
 """What a missing key or a null becomes when a path into a JSON value ends there."""
 
+_MAYBE_FLOAT = re.compile(r"[:\[,]\s*-?\d+[.e]")
+_TEXT_OR_FLOAT = re.compile(r'"[^"\\]*(?:\\.[^"\\]*)*"|-?\d+(?:\.\d+(?:e[+-]\d+)?|e[+-]\d+)')
 _INDEX = re.compile(r"\[(\d{1,9})\]")
 
 
@@ -38,15 +40,42 @@ def float_text(value: float) -> str:
         return "+Inf" if value > 0 else "-Inf"
     if math.isnan(value):
         return "NaN"
-    if value.is_integer() and abs(value) < 1e15:
+    if value.is_integer() and abs(value) < 1e16:
         return str(int(value))
     text = repr(value)
     return format(Decimal(text), "f") if "e" in text else text
 
 
 def compact_json(value: Any) -> str:
-    """Return JSON without spaces, keys in their own order."""
-    return json.dumps(value, ensure_ascii=False, separators=(",", ":"), default=_plain)
+    """Return JSON without spaces, keys in their own order, numbers as Go writes them."""
+    text = json.dumps(value, ensure_ascii=False, separators=(",", ":"), default=_plain)
+    return _with_numbers(text) if _MAYBE_FLOAT.search(text) or isinstance(value, float) else text
+
+
+def pretty_json(value: Any, indent: int) -> str:
+    """Return JSON in lines, keys in their own order, numbers as Go writes them."""
+    text = json.dumps(value, ensure_ascii=False, indent=indent, default=_plain)
+    return _with_numbers(text) if _MAYBE_FLOAT.search(text) or isinstance(value, float) else text
+
+
+def _with_numbers(text: str) -> str:
+    """Return JSON with the floats that Python wrote as Go writes them: `1` for 1.0, exponents only from 1e21 on."""
+    return _TEXT_OR_FLOAT.sub(lambda found: found[0] if found[0][0] == '"' else _json_number(float(found[0])), text)
+
+
+def _json_number(value: float) -> str:
+    if value == 0 or 1e-6 <= abs(value) < 1e21:
+        return float_text(value)
+    return re.sub(r"e([+-])0(\d)$", r"e\1\2", repr(value))
+
+
+def has_no_number(value: Any) -> bool:
+    """Tell whether a number in `value` is none, which JSON cannot spell."""
+    try:
+        json.dumps(value, allow_nan=False, default=_plain)
+    except ValueError:
+        return True
+    return False
 
 
 def sorted_json(value: Mapping[str, str]) -> str:

@@ -27,7 +27,15 @@ _NO_CHARACTER = re.compile("[\ud800-\udfff]")
 
 def encode(value: Any) -> str:
     """Return compact JSON that UTF-8 can carry: half a surrogate pair, which JSON can spell, becomes U+FFFD."""
-    text = json.dumps(value, ensure_ascii=False, separators=(",", ":"))
+    return _carried(json.dumps(value, ensure_ascii=False, separators=(",", ":")))
+
+
+def encode_published(value: Any) -> str:
+    """Return the same for what a step publishes: its numbers are written as a reference inserts them."""
+    return _carried(formats.compact_json(value))
+
+
+def _carried(text: str) -> str:
     return text if text.isascii() else _NO_CHARACTER.sub("\ufffd", text)
 
 
@@ -149,7 +157,7 @@ def _masked(value: Any, mask: Callable[[str], str]) -> Any:
                 parsed = json.loads(value)
                 masked = _masked(parsed, mask)
                 # Both are asked: of two equal keys only the last one is parsed, and the text has escapes.
-                return value if masked == parsed and mask(value) == value else encode(masked)
+                return value if masked == parsed and mask(value) == value else encode_published(masked)
         return mask(value)
     if isinstance(value, Mapping):
         return {mask(key): _masked(item, mask) for key, item in value.items()}

@@ -30,7 +30,7 @@ def shown(text: str, form: str) -> str:
 def _number(text: str) -> int | float:
     """Return a whole number without its fraction: jq knows no difference between 1.0 and 1."""
     value = float(text)
-    return int(value) if value.is_integer() and abs(value) < 1e17 else value
+    return int(value) if value.is_integer() and abs(value) < 1e21 else value
 
 
 def main() -> int:

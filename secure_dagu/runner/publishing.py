@@ -18,7 +18,7 @@ from secure_dagu.dag.model import Step
 from secure_dagu.dag.scope import Scope
 from secure_dagu.dag.values import FieldMode, resolve, resolve_tree
 from secure_dagu.errors import DefinitionError
-from secure_dagu.run.snapshot import encode
+from secure_dagu.run.snapshot import encode_published
 from secure_dagu.runner import output
 from secure_dagu.runner.files import path_below, read_bounded
 from secure_dagu.runner.output import Capture
@@ -67,11 +67,11 @@ def publish(step: Step, scope: Scope, captured: Captured, outputs: Mapping[str, 
         published["outputValue"] = text
     elif isinstance(step.output, Mapping) and step.output:
         entries = {name: _entry(entry, scope, captured) for name, entry in step.output.items()}
-        published["outputValue"] = encode(entries)
+        published["outputValue"] = encode_published(entries)
     if step.stdout.outputs is not None:
         values.update(_stdout_outputs(step.stdout.outputs, scope, captured))
     if values:
-        published["outputsValue"] = encode(values)
+        published["outputsValue"] = encode_published(values)
     return published
 
 

@@ -23,7 +23,7 @@ from secure_dagu.errors import DefinitionError, SecureDaguError
 from secure_dagu.run import patterns
 from secure_dagu.run.machine import Outcome, Result
 from secure_dagu.run.retry import Policy
-from secure_dagu.run.snapshot import encode
+from secure_dagu.run.snapshot import encode, encode_published
 from secure_dagu.runner import conditions, environment, output, process, publishing, streams
 from secure_dagu.runner.context import Done, StepContext
 from secure_dagu.runner.executors import executor_of
@@ -259,12 +259,12 @@ async def _outcome(
             published.update(publishing.publish(step, scope, captured, done.outputs))
             if gate is not None and (made := await gate.commit()):
                 emitted = json.loads(published.get("stepOutputsValue", "{}"))
-                published["stepOutputsValue"] = encode({**emitted, **made})
+                published["stepOutputsValue"] = encode_published({**emitted, **made})
         except SecureDaguError as problem:
             result, error, exit_code = Result.FAILED, str(problem), 1
             published = {}
     elif done.outputs:
-        published["outputsValue"] = encode(done.outputs)
+        published["outputsValue"] = encode_published(done.outputs)
     matches = bool(
         result is Result.FAILED
         and step.continue_on.outputs

@@ -29,6 +29,7 @@ from typing import Any
 
 from msgspec import Struct
 
+from secure_dagu.dag import formats
 from secure_dagu.errors import AlreadyExists, Conflict, InvalidRequest, NotFound, Unavailable
 from secure_dagu.run.model import AttemptId, DagRunRef
 from secure_dagu.store import whole
@@ -121,7 +122,7 @@ class Attempt(Struct, frozen=True):
 
     def write_outputs(self, outputs: Mapping[str, Any]) -> None:
         """Keep the outputs of the run."""
-        text = json.dumps(outputs, ensure_ascii=False, indent=2)
+        text = formats.pretty_json(outputs, 2)
         _replace(self.path / "outputs.json", text.encode() + b"\n", sync=False)
 
     def write_conditions(self, conditions: Sequence[Mapping[str, str]]) -> None:

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import asyncio
 import hashlib
-import json
 import re
 from collections.abc import Callable, Coroutine, Mapping, Sequence
 from typing import Any
@@ -176,7 +175,7 @@ def _failed(context: StepContext, errors: Sequence[str], outputs: Mapping[str, A
 
 def _print(context: StepContext, value: Mapping[str, Any]) -> None:
     """Write a result to the step's stdout: JSON with indent 2, and the signs that HTML minds escaped."""
-    text = json.dumps(value, indent=2, ensure_ascii=False)
+    text = formats.pretty_json(value, 2)
     for sign, escape in (("&", "\\u0026"), ("<", "\\u003c"), (">", "\\u003e")):
         text = text.replace(sign, escape)
     context.stdout(raw(text + "\n"))

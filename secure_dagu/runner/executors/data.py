@@ -89,7 +89,7 @@ def _from_json(text: str, options: Options) -> Any:
 
 def _number(text: str) -> int | float:
     value = float(text)
-    return int(value) if value.is_integer() and abs(value) < 1e17 else value
+    return int(value) if value.is_integer() and abs(value) < 1e21 else value
 
 
 def _from_yaml(text: str, options: Options) -> Any:
@@ -146,10 +146,9 @@ def _written(value: Any, form: str, options: Options) -> str:
 
 
 def _to_json(value: Any, options: Options) -> str:
-    try:
-        return json.dumps(value, indent=2, ensure_ascii=False, allow_nan=False)
-    except ValueError:
-        raise DefinitionError("the value is not JSON", why="it holds a number that is none") from None
+    if formats.has_no_number(value):
+        raise DefinitionError("the value is not JSON", why="it holds a number that is none")
+    return formats.pretty_json(value, 2)
 
 
 def _to_yaml(value: Any, options: Options) -> str:

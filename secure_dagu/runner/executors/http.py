@@ -206,7 +206,7 @@ async def _print(context: StepContext, options: Options, answer: httpx.Response)
             _check(seen, MAX_PRINTED)
             context.stdout(piece)
     if as_json and shown:
-        context.stdout(raw(json.dumps(shown, indent=1, ensure_ascii=False) + "\n"))
+        context.stdout(raw(formats.pretty_json(shown, 1) + "\n"))
 
 
 def _head(answer: httpx.Response, headers: Mapping[str, list[str]]) -> str:

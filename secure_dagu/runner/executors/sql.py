@@ -10,7 +10,6 @@ import base64
 import csv
 import hashlib
 import io
-import json
 import os
 import tempfile
 import time
@@ -278,7 +277,7 @@ class _JsonArray:
     def rows(self, rows: Sequence[Sequence[Any]]) -> None:
         texts = []
         for row in rows:
-            text = json.dumps(_object(self._columns, row), ensure_ascii=False, indent=2)
+            text = formats.pretty_json(_object(self._columns, row), 2)
             texts.append(f"{self._between}\n  " + text.replace("\n", "\n  "))
             self._between = ","
         self._write("".join(texts).encode(errors="replace"))

@@ -90,11 +90,10 @@ def _ref(context: StepContext, options: Options) -> StateRef:
 
 
 def _value(options: Options) -> bytes:
-    try:
-        text = json.dumps(options.any("value"), ensure_ascii=False, separators=(",", ":"), allow_nan=False)
-    except ValueError:
-        raise DefinitionError("with.value is not JSON", why="it holds a number that is none") from None
-    data = raw(text)
+    value = options.any("value")
+    if formats.has_no_number(value):
+        raise DefinitionError("with.value is not JSON", why="it holds a number that is none")
+    data = raw(formats.compact_json(value))
     if len(data) > MAX_VALUE_BYTES:
         raise LimitExceeded("with.value is too large", why=f"{len(data)} bytes, the limit is {MAX_VALUE_BYTES}")
     return data

@@ -81,7 +81,7 @@ async def test_jq_sees_the_environment_of_the_step_and_not_ours(
         ({"from": "json", "to": "tsv", "data": [{"a": 1, "b": 2}], "columns": ["b"], "headers": False}, "2\n"),
         ({"from": "tsv", "to": "json", "data": 'a\n"x\ty"\n'}, '[\n  {\n    "a": "x\\ty"\n  }\n]\n'),
         ({"from": "yaml", "to": "json", "data": "a: &x {n: 1.0}\nb: *x"},
-         '{\n  "a": {\n    "n": 1.0\n  },\n  "b": {\n    "n": 1.0\n  }\n}\n'),
+         '{\n  "a": {\n    "n": 1\n  },\n  "b": {\n    "n": 1\n  }\n}\n'),
         ({"from": "text", "to": "json", "data": "a\nb"}, '"a\\nb"\n'),
         ({"from": "json", "to": "text", "data": '{"a": [1]}'}, '{"a":[1]}\n'),
         ({"from": "json", "to": "yaml", "data": '"plain"'}, "plain\n"),
