@@ -25,8 +25,7 @@ def outputs_document(document: Mapping[str, Any]) -> dict[str, Any] | None:
             continue
         for name, text in (node.get("outputVariables") or {}).items():
             outputs[lower_camel(name)] = str(text).partition("=")[2]
-        kind = (node["step"].get("executorConfig") or {}).get("type")
-        if node.get("outputsValue") and kind not in _CALLS:
+        if node.get("outputsValue") and not is_call(node["step"]):
             outputs.update(json.loads(node["outputsValue"]))
     if not outputs:
         return None
@@ -39,6 +38,12 @@ def outputs_document(document: Mapping[str, Any]) -> dict[str, Any] | None:
         "params": document.get("params", ""),
     }
     return {"metadata": metadata, "outputs": outputs}
+
+
+def is_call(step: Any) -> bool:
+    """Tell whether a step of a status document runs others, whose values are theirs and not the run's."""
+    kind = step.get("executorConfig") if isinstance(step, Mapping) else None
+    return isinstance(kind, Mapping) and kind.get("type") in _CALLS
 
 
 def lower_camel(name: str) -> str:

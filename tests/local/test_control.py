@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import signal
 import subprocess
@@ -281,6 +282,46 @@ steps:
     assert "Result: Succeeded" in host.ok("retry", "-r", "one", flow)
     assert (host.folder / "ran").read_text() == "a\nb\nb\n"
     assert host.run("retry", "-r", "one", "-s", "gone", "--step", "b", flow).code == 1
+
+
+def test_a_document_of_the_file_calls_itself(host: Host) -> None:
+    text = """
+working_dir: .
+steps: [{action: dag.run, with: {dag: down, params: n=2}}]
+---
+name: down
+working_dir: .
+params: {n: 0}
+steps:
+  - {id: say, run: 'echo $n >> ran; echo $((n - 1))', output: LESS}
+  - id: on
+    depends: say
+    preconditions: [{condition: "${params.n}", expected: "0", negate: true}]
+    action: dag.run
+    with: {dag: down, params: "n=${say.output}"}
+"""
+    assert "Result: Succeeded" in host.ok("start", host.file("flow.yaml", text))
+    assert (host.folder / "ran").read_text() == "2\n1\n0\n"
+
+
+def test_a_call_shows_what_the_child_published_and_not_what_it_keeps_for_itself(host: Host) -> None:
+    text = """
+steps: [{id: call, action: dag.run, with: {dag: child}}]
+---
+name: child
+steps:
+  - {id: own, run: echo d=1 > $DAGU_OUTPUT_FILE, outputs: [{name: d}]}
+  - {id: said, run: echo v, output: V}
+  - {id: told, action: outputs.write, with: {values: {w: 2}}}
+  - {id: deeper, action: dag.run, with: {dag: grandchild}}
+  - {id: each, foreach: {items: [1], steps: [{run: echo x, output: X}], collect: {c: k}}}
+---
+name: grandchild
+steps: [{run: echo g, output: G}]
+"""
+    host.ok("start", host.file("flow.yaml", text))
+    [call] = host.status("flow")["nodes"]
+    assert json.loads(call["outputsValue"]) == {"V": "v", "w": 2}
 
 
 def test_a_secret_that_a_child_gets_as_a_parameter_stays_off_the_disk(

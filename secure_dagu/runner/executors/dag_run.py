@@ -22,6 +22,7 @@ from secure_dagu.dag.values import FieldMode, resolve, resolve_tree
 from secure_dagu.errors import DefinitionError, NotFound, SecureDaguError
 from secure_dagu.run.machine import Result
 from secure_dagu.run.model import DagRunRef, RunStatus
+from secure_dagu.run.outputs import is_call
 from secure_dagu.runner.api import ChildRequest, ChildResult, Enqueued
 from secure_dagu.runner.context import SUCCESS, Done, StepContext
 from secure_dagu.runner.files import schema_reader
@@ -252,7 +253,7 @@ def _request(context: StepContext, call: Call, text: str, child: Dag) -> ChildRe
     scope = context.scope
     if call.item:
         scope = scope.with_env(Layer.ATTEMPT, {**scope.env.layer(Layer.ATTEMPT), "ITEM": call.item})
-    is_local = child.name in context.definition.locals
+    is_local = child.name in context.definition.locals or _is_itself(context, child.name)
     return ChildRequest(
         dag=child.name,
         called=call.dag,
@@ -276,9 +277,12 @@ def _request(context: StepContext, call: Call, text: str, child: Dag) -> ChildRe
 
 async def _find(context: StepContext, name: str) -> tuple[str, Dag]:
     """Return a child's definition: a local document of the same file, else one that the coordinator has."""
-    local = context.definition.locals.get(name)
+    definition = context.definition
+    local = definition.locals.get(name)
     if local is not None:
-        return _local_text(context.definition.text, name, context.definition.locals), local
+        return _local_text(definition.text, name, definition.locals), local
+    if _is_itself(context, name):
+        return definition.text, definition.main
     text = await context.children.dag_text(name)
     if text is None:
         raise NotFound(f"failed to find DAG {name!r}", why="neither this file nor where the run was started has it")
@@ -287,6 +291,11 @@ async def _find(context: StepContext, name: str) -> tuple[str, Dag]:
     base = request.task.base_config
     child = load_definition(text, name=name_by_file(name), base_config=base, is_child=True, read_schema=reader).main
     return text, child
+
+
+def _is_itself(context: StepContext, name: str) -> bool:
+    """Tell whether a child calls itself: its document is the first that it was sent, none of the local ones."""
+    return context.request.task.parent is not None and name == context.definition.main.name
 
 
 def _local_text(text: str, name: str, others: Mapping[str, Dag]) -> str:
@@ -355,7 +364,10 @@ def _published(entry: Mapping[str, Any]) -> Mapping[str, Any]:
 
 
 def child_outputs(document: str) -> tuple[dict[str, str], dict[str, Any]]:
-    """Return a run's outputs: string-form by name, and structured ones merged in step order."""
+    """Return a run's outputs: string-form by name, and structured ones merged in step order.
+
+    What a step declared in `outputs`, and what its own children published, stays within the run (section 3.14).
+    """
     variables: dict[str, str] = {}
     values: dict[str, Any] = {}
     # Another worker wrote it: whatever is not of the expected form is passed over.
@@ -367,9 +379,8 @@ def child_outputs(document: str) -> tuple[dict[str, str], dict[str, Any]]:
         published = node.get("outputVariables")
         for name, text in published.items() if isinstance(published, dict) else ():
             variables[name] = str(text).partition("=")[2]
-        for key in ("outputsValue", "stepOutputsValue"):
-            text = node.get(key)
-            found = formats.json_container(text) if isinstance(text, str) else None
-            if isinstance(found, dict):
-                values.update(found)
+        text = node.get("outputsValue")
+        found = formats.json_container(text) if isinstance(text, str) else None
+        if isinstance(found, dict) and not is_call(node.get("step")):
+            values.update(found)
     return variables, values
