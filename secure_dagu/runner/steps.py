@@ -24,7 +24,7 @@ from secure_dagu.run import patterns
 from secure_dagu.run.machine import Outcome, Result
 from secure_dagu.run.retry import Policy
 from secure_dagu.run.snapshot import encode, encode_published
-from secure_dagu.runner import conditions, environment, output, process, publishing, streams
+from secure_dagu.runner import conditions, environment, output, process, publishing, shell, streams
 from secure_dagu.runner.context import Done, StepContext
 from secure_dagu.runner.executors import executor_of
 from secure_dagu.runner.executors.places import place
@@ -89,26 +89,54 @@ async def _execute(
         scope = replace(evaluate_env(step.env, gate.with_output(scope), layer=Layer.STEP_ENV), build_outputs=None)
     chosen = run.shell_of(step.shell, scope)
     if is_first and step.preconditions:
-        try:
-            results = await conditions.check_all(run, step.preconditions, scope, chosen=chosen, cwd=cwd)
-        except SecureDaguError:
-            if gate is not None:
-                gate.precondition_failed()
-            raise
-        if run.halt().is_set():  # which ends a check too, so that its answer means nothing
-            return Outcome(result=Result.ABORTED)
-        if any(results):
-            if gate is not None:
-                gate.precondition_not_met()
-            run.show(node, {"preconditions": conditions.shown(step.preconditions, results)})
-            run.log("INFO", "Step skipped", step=node, reason="precondition not met")
-            return Outcome(result=Result.SKIPPED)
+        objection = await _objection(run, step, node, scope, chosen=chosen, cwd=cwd, gate=gate)
+        if objection is not None:
+            return objection
     if gate is not None:
         decided = await gate.decide(scope, chosen=chosen, cwd=cwd)
         if decided is not None:
             return decided
     if step.kind == "human.task":
         return _human_task(run, step, node, scope)
+    return await _started(
+        run, step, node=node, scope=scope, chosen=chosen, cwd=cwd, is_handler=is_handler, logs=logs, gate=gate
+    )
+
+
+async def _objection(
+    run: Graph, step: Step, node: str, scope: Scope, *, chosen: shell.Chosen, cwd: Path, gate: Gate | None
+) -> Outcome | None:
+    """Check the preconditions; return how the step ends where they hold it back."""
+    try:
+        results = await conditions.check_all(run, step.preconditions, scope, chosen=chosen, cwd=cwd)
+    except SecureDaguError:
+        if gate is not None:
+            gate.precondition_failed()
+        raise
+    if run.halt().is_set():  # which ends a check too, so that its answer means nothing
+        return Outcome(result=Result.ABORTED)
+    if not any(results):
+        return None
+    if gate is not None:
+        gate.precondition_not_met()
+    run.show(node, {"preconditions": conditions.shown(step.preconditions, results)})
+    run.log("INFO", "Step skipped", step=node, reason="precondition not met")
+    return Outcome(result=Result.SKIPPED)
+
+
+async def _started(
+    run: Graph,
+    step: Step,
+    *,
+    node: str,
+    scope: Scope,
+    chosen: shell.Chosen,
+    cwd: Path,
+    is_handler: bool,
+    logs: streams.LogPaths,
+    gate: Gate | None,
+) -> Outcome:
+    """Do the work, between its open streams and what it publishes."""
     retry, repeat = _policies(step, scope)
     capture = Capture(run.dag.max_output_bytes) if publishing.needs_stdout(step) else None
     capture_err = Capture(run.dag.max_output_bytes) if publishing.reads(step, "stderr") else None
