@@ -16,8 +16,8 @@ from secure_dagu.config.settings import Setting, Settings, all_settings
 from secure_dagu.config.values import Address, Raw, charset
 from secure_dagu.errors import ConfigError
 
-# What a step sees of this process's environment, and nothing else (configuration reference, section 10). Dagu passes
-# everything that begins with DAGU_, and with it tokens and key files; of those we pass the home directory only.
+# What a step sees of this process's environment, and nothing else (configuration reference, section 10). Of
+# what begins with DAGU_, where tokens and key files are too, only where things are passes.
 _STEP_WORDS = """
 PATH HOME USER SHELL TMPDIR TERM EDITOR VISUAL LANG LC_ALL LC_CTYPE TZ LD_LIBRARY_PATH XDG_CONFIG_HOME XDG_DATA_HOME
 XDG_CACHE_HOME XDG_STATE_HOME DOCKER_HOST DOCKER_TLS_VERIFY DOCKER_CERT_PATH DOCKER_API_VERSION

@@ -116,3 +116,13 @@ def test_the_metrics_page_names_what_a_coordinator_serves(cluster: Cluster) -> N
     assert ours
     missing = sorted(name for name in ours if f"`{name}`" not in page)
     assert not missing
+
+
+def test_the_page_of_measurements_tells_of_every_scenario() -> None:
+    table = re.findall(r"^\| (`.*?`) \|", (ROOT / "bench" / "README.md").read_text(), re.M)
+    told = {name for row in table for name in re.findall(r"`(\w+)`", row)}
+    listed = subprocess.run(
+        [sys.executable, "-c", "from bench.__main__ import SCENARIOS; print(*SCENARIOS)"],
+        cwd=ROOT, capture_output=True, text=True, check=True,
+    )  # fmt: skip
+    assert told == set(listed.stdout.split())
