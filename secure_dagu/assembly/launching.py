@@ -22,7 +22,7 @@ from secure_dagu.local.forks import forking
 from secure_dagu.local.launching import Launcher, Options
 from secure_dagu.local.line import QueueLine
 from secure_dagu.local.queue_book import LocalQueueBook
-from secure_dagu.scheduler.queues import QueueProcessor
+from secure_dagu.scheduler.queues import LOOK_EVERY_S, QueueProcessor
 
 
 @contextlib.asynccontextmanager
@@ -54,10 +54,11 @@ async def launching(loaded: Loaded, *, way: Way) -> AsyncIterator[Launcher]:
         yield Launcher(places, forks, options, way=way)
 
 
-def queue_processor(loaded: Loaded, launcher: Launcher) -> QueueProcessor:
+def queue_processor(loaded: Loaded, launcher: Launcher, *, look_every_s: float = LOOK_EVERY_S) -> QueueProcessor:
     """Return what works on the queues of this host."""
     line = QueueLine(launcher, named=named_queues(loaded))
-    return QueueProcessor(line, failure_threshold=loaded.settings.scheduler.failure_threshold or 3)
+    threshold = loaded.settings.scheduler.failure_threshold or 3
+    return QueueProcessor(line, failure_threshold=threshold, look_every_s=look_every_s)
 
 
 def queue_book(loaded: Loaded, launcher: Launcher) -> LocalQueueBook:

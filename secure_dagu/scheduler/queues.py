@@ -72,9 +72,9 @@ _COUNTED = frozenset({Waiting.LAUNCH_FAILED, Waiting.RECORD_DAMAGED})
 class QueueProcessor:
     """Work on the queues. `run_forever` belongs to the one active scheduler."""
 
-    def __init__(self, line: Line, *, failure_threshold: int) -> None:
+    def __init__(self, line: Line, *, failure_threshold: int, look_every_s: float = LOOK_EVERY_S) -> None:
         """Take the queues. `failure_threshold`: failed starts in a row that end a queued run."""
-        self._line = line
+        self._line, self._look_every_s = line, look_every_s
         self._threshold = max(1, failure_threshold)
         self._held: dict[str, _Held] = {}
         self._told: dict[str, tuple[Waiting, float]] = {}
@@ -165,4 +165,4 @@ class QueueProcessor:
 
     def _pause(self) -> float:
         next_try = min((one.until for one in self._held.values()), default=float("inf"))
-        return max(0.01, min(LOOK_EVERY_S, next_try - time.monotonic()))
+        return max(0.01, min(self._look_every_s, next_try - time.monotonic()))

@@ -21,6 +21,7 @@ from secure_dagu.dispatch.model import Caller, Role
 from secure_dagu.dispatch.way import Way
 from secure_dagu.local.launching import Launcher
 from secure_dagu.run.model import DagRunRef, RunStatus
+from secure_dagu.scheduler.queues import LOOK_EVERY_S
 
 SOMEBODY = Caller(role=Role.ADMIN, name="test", proven=True)
 SCHEDULER = """
@@ -33,7 +34,7 @@ from pathlib import Path
 async def main():
     loaded = settings(Path(sys.argv[1]))
     async with launching(loaded, way=Way(None, SOMEBODY)) as launcher:
-        processor = queue_processor(loaded, launcher)
+        processor = queue_processor(loaded, launcher, look_every_s=float(sys.argv[2]))
         async with asyncio.TaskGroup() as group:
             group.create_task(processor.run_forever())
             await processor.is_settled.wait()
@@ -69,12 +70,13 @@ class Host:
             yield launcher
 
     @contextlib.contextmanager
-    def scheduler(self) -> Iterator[subprocess.Popen[str]]:
+    def scheduler(self, *, look_every_s: float = LOOK_EVERY_S) -> Iterator[subprocess.Popen[str]]:
         """Run the queue processor in a process of its own; it may be killed meanwhile."""
         environ = {name: value for name, value in os.environ.items() if not name.startswith("DAGU_")}
         process = subprocess.Popen(
-            [sys.executable, "-c", SCHEDULER, str(self.home)], stdout=subprocess.PIPE, text=True, env=environ
-        )
+            [sys.executable, "-c", SCHEDULER, str(self.home), str(look_every_s)], stdout=subprocess.PIPE, text=True,
+            env=environ,
+        )  # fmt: skip
         try:
             assert process.stdout is not None
             assert "ready\n" in iter(process.stdout.readline, ""), "it has ended"
@@ -99,7 +101,7 @@ def status(launcher: Launcher, run: DagRunRef) -> RunStatus:
     return RunStatus(document(launcher, run).get("status", 0))
 
 
-async def until(condition: Callable[[], bool], *, within_s: float = 20.0) -> None:
+async def until(condition: Callable[[], bool], *, within_s: float = 60.0) -> None:
     """Wait until something holds."""
     deadline = time.monotonic() + within_s
     while not condition():

@@ -12,6 +12,7 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from datetime import datetime
 from pathlib import Path
 
 PROGRAM = Path(sys.executable).with_name("secure-dagu")
@@ -60,6 +61,13 @@ class Service:
                 if left <= 0 or (self.process.poll() is not None and not self._reader.is_alive()):
                     raise AssertionError(f"no line matches {pattern!r}; it printed:\n{self.text}")
                 self._news.wait(min(left, 0.5))
+
+    def at(self, pattern: str) -> datetime:
+        """Wait until a line matches `pattern`; return its own time, which does not count how late we read it."""
+        line = self.wait_for(pattern)
+        told = re.match(r"time=(\S+)", line)
+        assert told is not None, line
+        return datetime.fromisoformat(told[1])
 
     def signal(self, number: signal.Signals) -> None:
         """Send a signal to this process only."""
