@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import json
-import sys
 from collections.abc import Callable, Mapping
 from datetime import UTC, datetime
 
+from secure_dagu.cli import output
 from secure_dagu.telemetry import lines
 
 Echo = Callable[[str, str, Mapping[str, str]], None]
@@ -25,7 +25,7 @@ def to_stderr(*, as_json: bool = False) -> Echo:
     """Return an echo that prints to standard error."""
 
     def echo(level: str, message: str, fields: Mapping[str, str]) -> None:
-        print(line(level, message, fields, as_json=as_json), file=sys.stderr, flush=True)
+        output.say(line(level, message, fields, as_json=as_json))
 
     return echo
 

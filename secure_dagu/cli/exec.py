@@ -8,6 +8,7 @@ import re
 from pathlib import Path
 
 from secure_dagu.cli import workflow
+from secure_dagu.cli.start import goes_to_workers
 from secure_dagu.errors import InvalidRequest
 
 SUMMARY = "Run one command as a workflow of one step, with a log and a record."
@@ -39,12 +40,11 @@ async def run(args: argparse.Namespace) -> int:
     from secure_dagu.local.runs import LocalRuns, Start
     from secure_dagu.run.model import DagRunRef
 
-    run_id = workflow.run_id_argument(args)
+    run_id, name = workflow.run_id_argument(args), workflow.name_argument(args) or _name(command[0])
     loaded = workflow.settings_of(args)
     places = workflow.places_of(loaded)
     if args.base:
         places = replace(places, base_config=definitions.read(Path(args.base)))
-    name = args.name or _name(command[0])
     definition = load_definition(_definition(args, command), name=name, base_config=places.base_config)
     start = Start(
         run=DagRunRef(definition.main.name, run_id),
@@ -53,6 +53,10 @@ async def run(args: argparse.Namespace) -> int:
         queue=definition.main.name,
         actor=workflow.actor(),
     )
+    if goes_to_workers(loaded, start):
+        from secure_dagu.cli import dispatch
+
+        return workflow.show_end(args, await dispatch.run_to_end(args, start))
     runs = LocalRuns(places, echo=workflow.echo_of(args, loaded))
     return await workflow.run_to_end(args, runs, start, record=runs.record(start))
 

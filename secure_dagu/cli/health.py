@@ -5,10 +5,9 @@ from __future__ import annotations
 import argparse
 import json
 import re
-import sys
 from typing import TYPE_CHECKING
 
-from secure_dagu.cli.output import visible
+from secure_dagu.cli.output import say, visible
 from secure_dagu.dispatch.address import host_port
 from secure_dagu.errors import InvalidRequest, Unavailable
 
@@ -45,7 +44,7 @@ async def run(args: argparse.Namespace) -> int:
     if status == 200:
         print(visible(body))
         return 0
-    print(visible(body), file=sys.stderr)
+    say(visible(body))
     return Unavailable.exit_code
 
 

@@ -101,9 +101,9 @@ COMMANDS = {
     "exception": Command("secure_dagu.cli.exception"),
     "audit": Command("secure_dagu.cli.audit"),
     "config": Command("secure_dagu.cli.config"),
-    "completion": Command("secure_dagu.cli.completion"),
+    "completion": Command("secure_dagu.cli.completion", is_workflow=True),
     "help": Command("secure_dagu.cli.help", is_workflow=True),
-    "version": Command("secure_dagu.cli.version"),
+    "version": Command("secure_dagu.cli.version", is_workflow=True),
 }
 """Name → command, in the order of `--help`. One whose module is not part of this build is not listed."""
 
@@ -199,7 +199,7 @@ def parse(words: Sequence[str]) -> argparse.Namespace:
         raise UsageError(_about(unknown[0], args.parser), args.parser)
     if args.command is None:
         parser.print_help()
-        raise SystemExit(USAGE)
+        raise SystemExit(0)
     if params is not None:
         if not hasattr(args, "params"):
             raise UsageError("this command takes no parameters after --", args.parser)
@@ -346,10 +346,8 @@ def _leaves(problem: BaseException) -> list[BaseException]:
 
 
 def _reader_is_gone() -> int:
-    """End quietly when whoever read our output (`| head`) has left; Python would complain once more at exit."""
-    import os
-
-    os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
+    """End quietly when whoever read our output (`| head`) has left."""
+    output.give_up(1)
     return 0
 
 

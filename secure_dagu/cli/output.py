@@ -29,8 +29,22 @@ def print_json(document: Any) -> None:
 
 
 def say(text: str) -> None:
-    """Print a line for people on standard error, where it cannot disturb a result."""
-    print(text, file=sys.stderr)
+    """Print a line for people on standard error, where it cannot disturb a result.
+
+    Where it cannot be written (the reader has left, the disk is full, the terminal is gone) it is lost, and so is what
+    follows: nothing that a command does depends on somebody reading along.
+    """
+    try:
+        print(text, file=sys.stderr, flush=True)
+    except (OSError, ValueError):
+        give_up(2)
+
+
+def give_up(number: int) -> None:
+    """Let nothing of what a stream still holds come out, where nobody reads it; Python would complain of it at exit."""
+    nowhere = os.open(os.devnull, os.O_WRONLY)
+    os.dup2(nowhere, number)
+    os.close(nowhere)
 
 
 def visible(text: str) -> str:

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import argparse
+import contextlib
 
 from secure_dagu.cli import workflow
-from secure_dagu.errors import Conflict, NotFound
+from secure_dagu.errors import Conflict
 
 SUMMARY = "Stop the running run of a workflow and start a new one with its parameters."
 EXAMPLE = "secure-dagu restart etl"
@@ -33,25 +34,15 @@ async def run(args: argparse.Namespace) -> int:
     loaded = workflow.settings_of(args)
     places = workflow.places_of(loaded)
     dag = workflow.dag_name(name, places)
-    candidates = [find_run(places, dag, args.run_id)] if args.run_id else list(places.records.runs(dag))
-    running = [record for record in candidates if (attempt := record.latest()) is not None and attempt.is_alive()]
+    records = [find_run(places, dag, args.run_id)] if args.run_id else places.records.runs(dag)
+    found = [(record.run, attempt) for record in records if (attempt := record.latest()) is not None]
+    running = [(run, attempt) for run, attempt in found if attempt.is_alive()]
     if not running:
-        newest = candidates[0].latest() if candidates else None
-        status = RunStatus(newest.status().get("status", 0)) if newest else RunStatus.NOT_STARTED
+        status = RunStatus(found[0][1].status().get("status", 0)) if found else RunStatus.NOT_STARTED
         raise Conflict(f"DAG {dag} is not running, current status: {status.word}")
-    record = running[0]
-    attempt = record.latest()
-    if attempt is None:
-        raise NotFound(f"DAG {dag} has no run")
-    old = start_of(record.run, attempt.definition())
-    said = workflow.echo_of(args, loaded)
-    attempt.request_cancel()
-    said("INFO", "Dag-run stop requested", {"dag": dag, "run-id": record.run.run_id})
-    while attempt.is_alive():  # noqa: ASYNC110 - another process's end
-        await asyncio.sleep(LOOK_EVERY_S)
-    if old.loaded.main.restart_wait_s:
-        await asyncio.sleep(old.loaded.main.restart_wait_s)
-    start = replace(
+    run, attempt = running[0]
+    old = start_of(run, attempt.definition())
+    start = replace(  # before anything is stopped: what is wrong with it changes nothing
         old,
         run=DagRunRef(dag, new_run_id()),
         trigger=TriggerType.MANUAL,
@@ -59,5 +50,16 @@ async def run(args: argparse.Namespace) -> int:
         schedule_time=workflow.schedule_time(args),
         **workflow.profile_of(loaded, old.profile),
     )
+    said = workflow.echo_of(args, loaded)
+    attempt.request_cancel()
+    said("INFO", "Dag-run stop requested", {"dag": dag, "run-id": run.run_id})
+    async with workflow.stop_on_signals() as stop:
+        while attempt.is_alive() and not stop.is_set():  # noqa: ASYNC110 - another process's end
+            await asyncio.sleep(LOOK_EVERY_S)
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(old.loaded.main.restart_wait_s or 0):
+                await stop.wait()
+        if stop.is_set():
+            return 0
     runs = LocalRuns(places, echo=said, remote=workflow.remote_of(args, loaded))
     return await workflow.run_to_end(args, runs, start, record=runs.record(start))

@@ -95,10 +95,16 @@ async def _retry_child(args: argparse.Namespace, loaded: Loaded, places: Places,
     if any(one.is_alive() for one in (attempt, root.attempts()[-1])):
         raise Conflict(f"dag-run {args.sub_run_id} cannot be retried", why="its run goes on", fix="wait for its end")
     kept = start_of(DagRunRef(str(document["name"]), args.sub_run_id), attempt.definition())
-    begin = replace(kept, trigger=TriggerType.RETRY, actor=workflow.actor(), worker=args.worker_id)
+    begin = replace(
+        kept,
+        trigger=TriggerType.RETRY,
+        actor=workflow.actor(),
+        worker=args.worker_id,
+        default_working_dir=args.default_working_dir or kept.default_working_dir,
+    )
     runs = LocalRuns(places, echo=workflow.echo_of(args, loaded), remote=workflow.remote_of(args, loaded))
     again = Retry(previous=attempt.document(), step=args.step, downstream=args.downstream)
-    async with workflow.stop_on_signals() as stop:
+    async with workflow.stop_on_signals(is_here=True) as stop:
         final = await runs.retry_child(root, child, begin, again, stop=stop)
     return workflow.show_end(args, final)
 

@@ -70,7 +70,7 @@ def new(args: argparse.Namespace, loaded: Loaded, places: Places, name: str) -> 
     from secure_dagu.run.model import DagRunRef, TriggerType
 
     run_id, scheduled = workflow.run_id_argument(args), workflow.schedule_time(args)
-    definition, path = workflow.load_dag(name, places, called=args.name)
+    definition, path = workflow.load_dag(name, places, called=workflow.name_argument(args))
     params = workflow.caller_params(args)
     workflow.check_plan(definition, params)
     dag = definition.main
@@ -94,18 +94,31 @@ def new(args: argparse.Namespace, loaded: Loaded, places: Places, name: str) -> 
 
 
 def from_run(args: argparse.Namespace, loaded: Loaded, places: Places, name: str) -> Start:
-    """Return what an earlier run was started with, as a new run."""
+    """Return what an earlier run was started with, as a new run; what the command line says wins.
+
+    `--name` is how the new run is called, and how the earlier one may have been.
+
+    Raises:
+        NotFound: there is no such run.
+    """
     from msgspec.structs import replace
 
+    from secure_dagu.dag.declarations import caller_labels
     from secure_dagu.local.runs import find_run, start_of
     from secure_dagu.run.model import DagRunRef, TriggerType
 
-    record = find_run(places, workflow.dag_name(name, places), args.from_run_id)
-    attempts = record.attempts()
-    old = start_of(record.run, attempts[-1].definition())
+    called = workflow.name_argument(args)
+    renamed = places.records.find(DagRunRef(called, args.from_run_id)) if called else None
+    record = renamed or find_run(places, workflow.dag_name(name, places), args.from_run_id)
+    new = DagRunRef(called or record.run.name, workflow.run_id_argument(args))
+    old = start_of(new, record.attempts()[-1].definition())
     return replace(
         old,
-        run=DagRunRef(record.run.name, workflow.run_id_argument(args)),
+        run=new,
+        labels=tuple(dict.fromkeys((*old.labels, *caller_labels(args.labels)))),
+        default_working_dir=args.default_working_dir or old.default_working_dir,
+        no_reuse=args.no_reuse or old.no_reuse,
+        worker=args.worker_id,
         trigger=TriggerType[args.trigger_type.upper()],
         actor=args.trigger_actor or workflow.actor(),
         schedule_time=workflow.schedule_time(args),

@@ -4,15 +4,15 @@ from __future__ import annotations
 
 import argparse
 import contextlib
+import errno
 import getpass
 import re
 import signal
-import sys
 from collections.abc import AsyncIterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from secure_dagu.cli import echo
+from secure_dagu.cli import echo, output
 from secure_dagu.errors import DefinitionError, InvalidRequest
 
 if TYPE_CHECKING:
@@ -26,6 +26,8 @@ if TYPE_CHECKING:
     from secure_dagu.local.sent_children import Remote
 
 TRIGGERS = ("scheduler", "manual", "webhook", "subdag", "retry", "catchup")
+_NOBODY_READS = (errno.EPIPE, errno.EIO)
+"""A pipe that was closed (`| head`), a terminal that is gone."""
 _RUN_ID = re.compile(r"[-A-Za-z0-9_]*\Z")
 _SCHEDULED = re.compile(r"\d{4}-\d{2}-\d{2}T\d{2}:\d{2}:\d{2}(\.\d+)?(Z|[+-]\d{2}:\d{2})\Z")
 
@@ -124,6 +126,21 @@ def run_id_argument(args: argparse.Namespace) -> str:
     if len(given) > 64:
         raise InvalidRequest("dag-run ID must be at most 64 characters long")
     return given or new_run_id()
+
+
+def name_argument(args: argparse.Namespace) -> str:
+    """Return `--name`; empty when none was given.
+
+    Raises:
+        InvalidRequest: no DAG can be called so.
+    """
+    from secure_dagu.dag.load import MAX_NAME_LENGTH, is_dag_name
+
+    given = str(args.name)
+    if given and not is_dag_name(given):
+        rule = f"at most {MAX_NAME_LENGTH} letters, digits, `_`, `-` and `.`"
+        raise InvalidRequest(f'invalid --name value "{given}"', why=f"a DAG's name is {rule}")
+    return given
 
 
 def schedule_time(args: argparse.Namespace) -> str:
@@ -271,18 +288,25 @@ def check_plan(definition: Definition, params: str) -> None:
 
 
 @contextlib.asynccontextmanager
-async def stop_on_signals() -> AsyncIterator[asyncio.Event]:
-    """Yield an event that SIGTERM and SIGINT set: the run stops, its handlers run, the exit code is 0."""
+async def stop_on_signals(*, is_here: bool = False) -> AsyncIterator[asyncio.Event]:
+    """Yield an event that SIGTERM and SIGINT set: the run stops, its handlers run, the exit code is 0.
+
+    `is_here`: this process executes the run, so a terminal that goes away (SIGHUP) stops it as well: its steps would be
+    left behind with nobody to end them. `nohup` is respected.
+    """
     import asyncio  # is a third of what parsing the command line may take
 
     stop = asyncio.Event()
     loop = asyncio.get_running_loop()
-    for number in (signal.SIGTERM, signal.SIGINT):
+    numbers = [signal.SIGTERM, signal.SIGINT]
+    if is_here and signal.getsignal(signal.SIGHUP) is not signal.SIG_IGN:
+        numbers.append(signal.SIGHUP)
+    for number in numbers:
         loop.add_signal_handler(number, stop.set)
     try:
         yield stop
     finally:
-        for number in (signal.SIGTERM, signal.SIGINT):
+        for number in numbers:
             loop.remove_signal_handler(number)
 
 
@@ -291,7 +315,7 @@ async def run_to_end(args: argparse.Namespace, runs: LocalRuns, start: Start, *,
     from secure_dagu.security.shield import shield
 
     shield()  # its steps may not read each other's secrets here
-    async with stop_on_signals() as stop:
+    async with stop_on_signals(is_here=True) as stop:
         final = await runs.run(record, start, stop=stop, **how)
     return show_end(args, final)
 
@@ -305,10 +329,15 @@ def show_end(args: argparse.Namespace, final: dict[str, Any], *, read: Reader | 
     if not args.quiet:
         from secure_dagu.cli import tree
 
-        print("\n".join(tree.tree(final, read=read or tree.read_tail)), flush=True)
+        try:
+            print("\n".join(tree.tree(final, read=read or tree.read_tail)), flush=True)
+        except OSError as gone:
+            if gone.errno not in _NOBODY_READS:
+                raise
+            output.give_up(1)  # the exit code tells all the same
         if code:
             what = f"failed to execute the dag-run {final['name']} (dag-run ID: {final['dagRunId']})"
-            print(f"Error: {what}: {error}", file=sys.stderr)
+            output.say(f"Error: {what}: {error}")
     return code
 
 

@@ -83,6 +83,11 @@ def load_definition(
     return Definition(main=main, locals=local, text=text, warnings=tuple(report.warnings))
 
 
+def is_dag_name(text: str) -> bool:
+    """Tell whether a DAG may be called so (section 1.3)."""
+    return bool(_DAG_NAME.fullmatch(text)) and len(text) <= MAX_NAME_LENGTH and text not in (".", "..")
+
+
 def name_by_file(file: str) -> str:
     """Return the name that a DAG has by its file: the last part of the path without `.yaml` or `.yml`."""
     return re.sub(r"\.ya?ml$", "", re.split(r"[/\\]", file)[-1])
@@ -191,7 +196,7 @@ def _with_bodies(steps: tuple[Step, ...]) -> tuple[Step, ...]:
 def _name(report: Report, root: Mapping, default: str, *, is_forced: bool) -> str:
     node = root.get("name")
     name = default if is_forced or node is None else reading.text(report, node, "name")
-    if name and (not _DAG_NAME.fullmatch(name) or len(name) > MAX_NAME_LENGTH or name in (".", "..")):
+    if name and not is_dag_name(name):
         at = node if node is not None and not is_forced else root
         report.problem(
             at, "name", f'"{name[:80]}" is not a DAG name: at most {MAX_NAME_LENGTH} letters, digits, `_`, `-`, `.`'

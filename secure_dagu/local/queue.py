@@ -79,7 +79,7 @@ class Queues:
         Raises:
             InvalidRequest: the queue's name is malformed.
         """
-        folder = self.folder / _checked(queue)
+        folder = self.folder / check_queue(queue)
         body = json.dumps({"name": run.name, "runId": run.run_id}).encode()
         beside = folder / f".{run.name}~{run.run_id}.new"
         try:
@@ -112,7 +112,7 @@ class Queues:
 
     def everything(self, queue: str) -> Iterator[Item | Damaged]:
         """Yield the items of a queue in their order, and what is named like one and is none."""
-        folder = self.folder / _checked(queue)
+        folder = self.folder / check_queue(queue)
         known = self._read.get(queue, {})
         found: dict[str, Item] = {}
         for name in sorted(_listed(folder)):
@@ -143,7 +143,7 @@ class Queues:
 
     def pause(self, queue: str, *, paused: bool) -> None:
         """Hold a queue, or let it go on."""
-        flag = self.folder / _checked(queue) / ".paused"
+        flag = self.folder / check_queue(queue) / ".paused"
         try:
             if paused:
                 flag.parent.mkdir(mode=0o750, parents=True, exist_ok=True)
@@ -198,7 +198,12 @@ def _listed(folder: Path) -> list[str]:
         return []
 
 
-def _checked(queue: str) -> str:
+def check_queue(queue: str) -> str:
+    """Return a queue's name as it is.
+
+    Raises:
+        InvalidRequest: it is malformed.
+    """
     if not _QUEUE.match(queue):
         raise InvalidRequest(
             f"{queue[:64]!r} is no name of a queue", fix="use at most 64 letters, digits, `_`, `-` and `.`"

@@ -13,11 +13,13 @@ from typing import Any
 
 from msgspec.structs import replace
 
+from secure_dagu.dag.model import Step
 from secure_dagu.errors import Conflict, NotFound, WrongState
 from secure_dagu.local.places import Places
-from secure_dagu.local.queue import Item, Queues
+from secure_dagu.local.queue import Item, Queues, check_queue
 from secure_dagu.local.runs import Retry, Start, new_attempt_id
-from secure_dagu.run.model import AttemptId, DagRunRef, RunStatus, attempt_key
+from secure_dagu.run.machine import HANDLER_NODES
+from secure_dagu.run.model import AttemptId, DagRunRef, RunStatus, StepStatus, attempt_key
 from secure_dagu.run.snapshot import step_text, time_text
 from secure_dagu.store.records import Attempt, Record
 
@@ -37,7 +39,9 @@ def enqueue(places: Places, start: Start, *, high: bool = False) -> Record:
 
     Raises:
         Conflict: the DAG has a run of that id.
+        InvalidRequest: the queue's name is malformed; nothing is recorded.
     """
+    check_queue(start.queue)
     now = datetime.now(UTC)
     record = places.records.create(start.run, now=now)
     _queue_first(places, record, start, now, high=high)
@@ -175,6 +179,7 @@ def document(start: Start, attempt_id: AttemptId, now: datetime) -> dict[str, An
         "labels": list(start.labels),
         "autoRetryLimit": start.loaded.main.retry.limit if start.loaded.main.retry else 0,
     }
+    dag = start.loaded.main
     return {
         "root": run,
         "name": start.run.name,
@@ -189,9 +194,14 @@ def document(start: Start, attempt_id: AttemptId, now: datetime) -> dict[str, An
         "procGroup": start.queue,
         "params": start.params,
         "pendingStepRetries": None,
-        "nodes": [{"step": json.loads(step_text(step)), "status": 0} for step in start.loaded.main.steps],
+        "nodes": [_new_node(step) for step in dag.steps],
+        **{HANDLER_NODES[name]: _new_node(step) for name, step in dag.handlers.items()},
         **{key: value for key, value in optional.items() if value},
     }
+
+
+def _new_node(step: Step) -> dict[str, Any]:
+    return {"step": json.loads(step_text(step)), "status": int(StepStatus.NOT_STARTED)}
 
 
 def again(start: Start, **changes: Any) -> Start:

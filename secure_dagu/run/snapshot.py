@@ -17,7 +17,7 @@ from msgspec import Struct, field
 
 from secure_dagu.dag import formats
 from secure_dagu.dag.model import Precondition, Step
-from secure_dagu.run.machine import HANDLER_NODES, NodeState, Phase, RunState
+from secure_dagu.run.machine import HANDLER_NODES, NEW_NODE, NodeState, Phase, RunState
 from secure_dagu.run.model import RunStatus, StepStatus
 
 MAX_SHOWN = 4096
@@ -90,7 +90,8 @@ class Snapshots(Struct):
         if state.error:
             rest["error"] = state.error
         handlers = "".join(
-            f',"{HANDLER_NODES[name]}":{self._handler(name, node)}' for name, node in state.handlers.items()
+            f',"{HANDLER_NODES[name]}":{self._handler(name, state.handlers.get(name, NEW_NODE))}'
+            for name in self.handler_steps
         )
         return f'{{{self._head_text},{encode(rest)[1:-1]},"nodes":[{nodes}]{handlers}}}'
 

@@ -97,8 +97,8 @@ def test_help_is_there_before_one_gets_impatient() -> None:
         (["pki", "issue", "wrker", "x"], "did you mean worker?"),
         (["pki", "init", "--advertize=x"], "did you mean --advertise?"),
         (["worker", "--worker.label=a=b"], "did you mean --worker.labels?"),
-        (["version", "extra"], "unexpected argument 'extra'"),
-        (["version", "--", "x"], "takes no parameters"),
+        (["workers", "extra"], "unexpected argument 'extra'"),
+        (["health", "--", "x"], "takes no parameters"),
         (["pki", "issue", "worker"], "NAME"),
         (["pki", "issue", "worker", "x", "--days=ten"], "--days"),
     ],
@@ -118,6 +118,9 @@ def test_wrong_usage_exits_2_and_names_what_was_meant(
     [
         (["wroker"], "Error: unknown command 'wroker' (did you mean worker?)\nRun 'secure-dagu --help' for usage.\n"),
         (["status", "--runid=x"], "Error: unknown flag --runid (did you mean --run-id?)\n"),
+        (["version", "extra"], "Error: unexpected argument 'extra'\n"),
+        (["version", "--", "x"], "Error: this command takes no parameters after --\n"),
+        (["completion", "bsh"], "Error: unknown shell 'bsh' (did you mean bash?)\n"),
     ],
 )
 def test_an_unknown_command_and_wrong_usage_of_a_workflow_command_exit_1(
@@ -133,8 +136,8 @@ def test_a_workflow_command_fails_with_one_line_and_exit_code_1(capsys: pytest.C
     assert capsys.readouterr().err == "Error: this was refused: nobody may\n  fix: ask\n"
 
 
-def test_no_command_prints_the_help_and_exits_2(capsys: pytest.CaptureFixture[str]) -> None:
-    assert cli.main([]) == 2
+def test_no_command_prints_the_help_and_exits_0(capsys: pytest.CaptureFixture[str]) -> None:
+    assert cli.main([]) == 0
     assert "pki" in capsys.readouterr().out
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import pty
 import signal
 import subprocess
 import sys
@@ -59,13 +60,17 @@ steps: [{run: echo x > $DAG_RUN_ARTIFACTS_DIR/a}]
 """
 
 
+PROGRAM = (sys.executable, "-m", "secure_dagu.cli.main")
+
+
 @contextmanager
-def running(host: Host, *words: str, until: str = "pid") -> Iterator[subprocess.Popen[str]]:
+def running(
+    host: Host, *words: str, until: str = "pid", program: tuple[str, ...] = PROGRAM
+) -> Iterator[subprocess.Popen[str]]:
     """Run a command in a process of its own, until a step has written a file; end it in any case."""
     env = {"PATH": "/usr/bin:/bin", "DAGU_HOME": str(host.home)}
     process = subprocess.Popen(
-        [sys.executable, "-m", "secure_dagu.cli.main", *words],
-        cwd=host.folder, env=env, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
+        [*program, *words], cwd=host.folder, env=env, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
     )  # fmt: skip
     try:
         wait_for(host.folder / until)
@@ -91,7 +96,7 @@ def gone(pid: int) -> bool:
     return Path(f"/proc/{pid}/stat").read_text().split()[2] == "Z"
 
 
-@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT, signal.SIGHUP])
 def test_a_signal_stops_a_run_its_handlers_run_and_the_exit_code_is_0(number: int, host: Host) -> None:
     with running(host, "start", host.file("flow.yaml", LONG)) as process:
         process.send_signal(number)
@@ -100,6 +105,32 @@ def test_a_signal_stops_a_run_its_handlers_run_and_the_exit_code_is_0(number: in
     assert out.splitlines()[-1] == "Result: Aborted"
     assert (host.folder / "bye").exists()
     assert gone(int((host.folder / "pid").read_text()))
+
+
+def test_a_terminal_that_goes_away_stops_its_run_and_leaves_nothing_behind(host: Host) -> None:
+    host.file("flow.yaml", LONG)
+    child, terminal = pty.fork()
+    if not child:
+        os.environ["DAGU_HOME"] = str(host.home)
+        os.execv(sys.executable, [sys.executable, "-m", "secure_dagu.cli.main", "start", "flow.yaml"])
+    wait_for(host.folder / "pid")
+    os.close(terminal)
+    _, status = os.waitpid(child, 0)
+    assert os.waitstatus_to_exitcode(status) == 0
+    assert host.status("flow")["status"] == 3
+    assert (host.folder / "bye").exists()
+    assert gone(int((host.folder / "pid").read_text()))
+
+
+def test_a_run_under_nohup_outlives_its_terminal(host: Host) -> None:
+    host.file("flow.yaml", LONG)
+    words = ["nohup", sys.executable, "-m", "secure_dagu.cli.main", "start", "flow.yaml"]
+    with running(host, *words, program=()) as process:
+        process.send_signal(signal.SIGHUP)
+        assert "Running" in host.ok("status", "flow.yaml")
+        process.terminate()
+        process.communicate(timeout=30)
+    assert host.status("flow")["status"] == 3
 
 
 @pytest.mark.parametrize("words", [(), ("-r", "one")])
@@ -148,6 +179,20 @@ def test_restart_stops_the_running_run_and_starts_a_new_one_with_its_parameters(
     assert len({path.parent.name for path in host.attempts("flow")}) == 2
     done = host.run("restart", flow)
     assert (done.code, done.err) == (1, "Error: DAG flow is not running, current status: succeeded\n")
+    host.ok("enqueue", flow)
+    host.ok("dequeue", "flow")
+    assert host.run("restart", flow).err == done.err, "what was taken out of a queue is no run"
+
+
+def test_a_restart_that_makes_no_sense_stops_nothing(host: Host) -> None:
+    flow = host.file("flow.yaml", LONG)
+    with running(host, "start", flow) as process:
+        done = host.run("restart", "--schedule-time", "noon", flow)
+        assert (done.code, done.out) == (1, "")
+        assert 'invalid --schedule-time value "noon"' in done.err
+        assert "Running" in host.ok("status", flow)
+        process.terminate()
+        process.communicate(timeout=30)
 
 
 def test_retry_runs_what_did_not_succeed_of_the_stored_definition(host: Host) -> None:
@@ -230,6 +275,15 @@ def test_a_queued_run_is_listed_until_it_is_taken_out(host: Host) -> None:
     assert host.run("status", flow).code == 1
     done = host.run("dequeue", "flow")
     assert (done.code, done.err) == (1, "Error: no dag-run found in queue flow\n")
+
+
+def test_a_queue_that_cannot_be_leaves_no_record(host: Host) -> None:
+    flow = host.file("flow.yaml", "steps: [{run: 'true'}]")
+    done = host.run("enqueue", "-u", "no queue", flow)
+    assert (done.code, done.out) == (1, "")
+    assert "'no queue' is no name of a queue" in done.err
+    assert host.run("status", flow).code == 1
+    assert not host.attempts("flow")
 
 
 def test_a_dag_with_a_queue_of_its_own_is_retried_through_it(host: Host) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import re
 import subprocess
 import sys
@@ -76,6 +77,8 @@ def test_parameters_come_as_a_text_or_as_words_which_win(host: Host) -> None:
         (["nowhere"], OK, 'failed to load DAG from nowhere: failed to read file "'),
         (["flow.yaml", "-r", "a/b"], OK, "dag-run ID must only contain alphanumeric characters, dashes, and"),
         (["flow.yaml", "-r", "x" * 65], OK, "dag-run ID must be at most 64"),
+        (["flow.yaml", "-N", "a b"], OK, 'invalid --name value "a b": a DAG\'s name is at most 40 letters'),
+        (["flow.yaml", "-N", "x" * 41], OK, "invalid --name value"),
         (
             ["flow.yaml", "--trigger-type", "foo"],
             OK,
@@ -169,6 +172,43 @@ def test_a_run_starts_again_from_an_old_ones_definition_and_parameters(host: Hos
     assert "[kept]" in host.ok("start", "--from-run-id", "old", "-r", "new", flow)
     assert host.run("start", "--from-run-id", "gone", flow).code == 1
     assert host.run("start", "--from-run-id", "old", flow, "--", "a=1").code == 1
+
+
+def test_what_the_command_line_says_wins_over_an_old_run(host: Host, tmp_path: Path) -> None:
+    flow = host.file("flow.yaml", "steps: [{id: a, run: pwd}]")
+    host.ok("start", "-r", "old", "-N", "other", "--labels", "a", flow)
+    words = ("--from-run-id", "old", "--labels", "b", "--default-working-dir", str(tmp_path), "--worker-id", "w1")
+    for called in ((flow, "-N", "other"), ("other",), ("other", "-N", "third")):
+        assert f"    {tmp_path}\n" in host.ok("start", *words, *called)
+    assert [len(host.attempts(name)) for name in ("flow", "other", "third")] == [0, 3, 1]
+    document = host.status("third")
+    assert (document["name"], document["labels"], document["workerId"]) == ("third", ["a", "b"], "w1")
+
+
+def test_handlers_that_are_defined_are_shown_whether_they_ran_or_not(host: Host) -> None:
+    text = "handler_on: {failure: {run: echo f}, success: {run: echo s}}\n" + OK
+    flow = host.file("flow.yaml", text)
+    for shown in (host.ok("start", flow), host.ok("status", flow)):
+        assert re.search(r"^├─onSuccess \(< 1s\) \[succeeded\]$", shown, re.MULTILINE)
+        assert "\n└─onFailure\n  └─echo f\n" in shown
+    host.ok("enqueue", flow)
+    assert "├─onSuccess\n│ └─echo s\n│ \n└─onFailure\n  └─echo f\n" in host.ok("status", flow)
+
+
+def test_nobody_has_to_read_what_a_run_says(tmp_path: Path) -> None:
+    """A closed pipe (`2>&1 | head -1`), a full disk: the steps run all the same, and the exit code is theirs."""
+    (tmp_path / "flow.yaml").write_text("working_dir: .\nsteps: [{id: a, run: echo x >> ran; exit 3}]")
+    words = [sys.executable, "-m", "secure_dagu.cli.main", "start", "flow.yaml"]
+    env = {"PATH": "/usr/bin:/bin", "DAGU_HOME": str(tmp_path / "home")}
+    reading, closed = os.pipe()
+    os.close(reading)
+    with open("/dev/full", "w") as full, open(closed, "w") as pipe:
+        for out, err in ((subprocess.PIPE, pipe), (subprocess.PIPE, full), (pipe, subprocess.PIPE), (pipe, pipe)):
+            done = subprocess.run(words, cwd=tmp_path, env=env, stdout=out, stderr=err, text=True, check=False)
+            assert done.returncode == 1
+            assert out != subprocess.PIPE or "error: exit status 3" in done.stdout
+            assert err != subprocess.PIPE or done.stderr.endswith("): exit status 3\n")
+    assert (tmp_path / "ran").read_text() == "x\n" * 4
 
 
 def test_dry_shows_the_steps_as_succeeded_and_leaves_nothing(host: Host) -> None:

@@ -62,8 +62,9 @@ class Seen:
         return RunStatus(self.final["status"])
 
     def nodes(self) -> dict[str, str]:
-        """Return the status word of each node, handlers included."""
-        return {name: str(node["word"]) for name, node in self.details().items()}
+        """Return the status word of each step, and of each handler that ran."""
+        idle = {key for key, value in self.final.items() if key.startswith("on") and not value["status"]}
+        return {name: str(node["word"]) for name, node in self.details().items() if name not in idle}
 
     def details(self) -> dict[str, dict[str, Any]]:
         found = {node["step"]["name"]: node for node in self.final["nodes"]}

@@ -50,6 +50,16 @@ def test_a_label_sends_a_run_to_the_worker_that_has_it(cluster: Cluster, tmp_pat
             assert status["run"]["worker"] == "gpu-1"
 
 
+def test_a_command_goes_to_the_worker_that_its_label_names(cluster: Cluster) -> None:
+    (cluster.host.home / "config.yaml").write_text(f"client: {{coordinators: ['{cluster.address}']}}\n")
+    with cluster.coordinator(), cluster.worker("plain"), cluster.worker("gpu-1", "--worker.labels=gpu=true"):
+        for words, worker in ((("--worker-label", "gpu=true"), "gpu-1"), ((), "local")):
+            told = cluster.host.ok("exec", "-r", f"on-{worker}", *words, "--", "echo", "a b")
+            assert told.endswith("\n\nResult: Succeeded\n")
+            status = json.loads(cluster.host.ok("status", "exec-echo", "-r", f"on-{worker}", "--json"))
+            assert status["run"]["worker"] == worker
+
+
 def test_a_failed_run_says_so_and_follow_exits_with_one(running: Cluster, tmp_path: Path) -> None:
     dag = write(tmp_path, "bad.yaml", "steps:\n  - id: boom\n    run: echo oops >&2; exit 3\n")
     done = running.host.run("dispatch", dag, running.operator, "--follow")

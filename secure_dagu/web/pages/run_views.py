@@ -191,9 +191,10 @@ def run_view(found: FoundRun) -> RunView:
 
 
 def numbered_nodes(document: Document) -> list[tuple[str, Mapping[str, Any]]]:
-    """Return the nodes of a document and behind them its handlers, each with what stands before it in a table."""
+    """Return the nodes of a document and behind them the handlers that ran, each with what is before it in a table."""
     nodes = [(str(number), node) for number, node in enumerate(objects(document.get("nodes")), start=1)]
-    return nodes + [(HANDLER_SIGN, document[name]) for name in HANDLERS if isinstance(document.get(name), Mapping)]
+    handlers = [document[name] for name in HANDLERS if isinstance(document.get(name), Mapping)]
+    return nodes + [(HANDLER_SIGN, node) for node in handlers if node_status(node) is not StepStatus.NOT_STARTED]
 
 
 def reasons(conditions: Sequence[Condition]) -> tuple[Reason, ...]:
