@@ -131,9 +131,7 @@ _NULLS = frozenset({"", "~", "null", "Null", "NULL"})
 _BOOLEANS = {"true": True, "True": True, "TRUE": True, "false": False, "False": False, "FALSE": False}
 _SPECIAL = re.compile(r"[-+]?\.(?:inf|Inf|INF)|\.(?:nan|NaN|NAN)")
 _INTEGER = re.compile(r"([-+]?)(?:0x([0-9a-fA-F_]+)|0o([0-7_]+)|0b([01_]+)|0([0-7_]+)|([1-9][0-9_]*|0))")
-_FLOAT = re.compile(
-    r"[-+]?(?:[0-9][0-9_]*\.[0-9_]*|\.[0-9][0-9_]*)(?:[eE][-+]?[0-9]{1,3})?|[-+]?[0-9]+[eE][-+]?[0-9]{1,3}"
-)
+_FLOAT = re.compile(r"[-+]?(?:[0-9][0-9_]*\.[0-9_]*|\.[0-9][0-9_]*)(?:[eE][-+]?[0-9]{1,3})?")  # 1e3 is text
 _MAX_DIGITS = 40  # a longer run of digits is text: nobody counts that far, and conversion is quadratic
 
 
@@ -166,10 +164,7 @@ def scalar_text(node: Scalar) -> str:
     """Return a scalar as text: `1.10` → `1.1`, `0x10` → `16`, `1e3` stays, null → `<nil>` (section 1.1)."""
     if not node.is_plain:
         return node.text
-    value = scalar_value(node)
-    if isinstance(value, float) and "e" in node.text.lower() and "." not in node.text:
-        return node.text
-    return formats.as_text(value)
+    return formats.as_text(scalar_value(node))
 
 
 def plain_value(node: Node) -> Any:
