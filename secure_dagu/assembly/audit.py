@@ -41,8 +41,9 @@ async def process_trail(
     folder: Path | None = None,
     wait_s: float = 5.0,
 ) -> AsyncIterator[AuditLog]:
-    """Open the log of a process, say there that it started and how weak its transport is, and at the end that it
-    stopped.
+    """Open the log of a process for the time of the context.
+
+    It says there that the process started, how weak its transport is, and at the end that it stopped.
 
     Args:
         loaded: the configuration.

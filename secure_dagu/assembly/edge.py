@@ -70,6 +70,7 @@ def proxy_of(loaded: Loaded) -> Proxy | None:
 
 
 def mode_of(policy: ServerPolicy | ClientPolicy | UnsafePlaintext) -> str:
+    """Return the word for a transport: `mtls` or `insecure`."""
     return "insecure" if isinstance(policy, UnsafePlaintext) else "mtls"
 
 

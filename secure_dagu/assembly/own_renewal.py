@@ -25,8 +25,7 @@ log = structlog.get_logger()
 
 @contextlib.asynccontextmanager
 async def kept_renewed(loaded: Loaded, desk: Desk | None, trail: Trail) -> AsyncIterator[None]:
-    """Renew what lies on the CA's own host, the coordinator's certificate and the operator's, for the time of the
-    context."""
+    """Renew the coordinator's and the operator's certificate on the CA's own host, for the time of the context."""
     if desk is None:
         yield
         return

@@ -237,8 +237,10 @@ class _Source:
         self._used, self._refused, self._doubted = signs, None, None
 
     def is_settled(self, signs: Signs) -> bool:
-        """Tell whether unusable files are an error yet: files of one set are written one after the other, so only what
-        looks the same at the next look counts; then it is told once."""
+        """Tell whether unusable files are an error yet; then it is told once.
+
+        Files of one set are written one after the other, so only what looks the same at the next look counts.
+        """
         if self._doubted != signs:
             self._doubted = signs
             return False

@@ -1,6 +1,6 @@
 """Cron expressions: parse one, find the next time that it names. Pure.
 
-Clock changes (language reference, section 3.19): an expression with fixed hours fires once on each day that it names.
+Clock changes (workflow language, section 3.19): an expression with fixed hours fires once on each day that it names.
 A minute that the change skips fires at the next valid minute, one that is repeated fires the first time only. With a
 wildcard hour every real minute that matches fires.
 """

@@ -1,6 +1,6 @@
 """Regular expressions in Go's syntax: what an author may write, in terms of ours. Pure.
 
-Go's engine has no look-around and no back references, so neither have workflows (language reference, section 8, note
+Go's engine has no look-around and no back references, so neither have workflows (workflow language, section 8, note
 4). What it writes otherwise (`[[:alpha:]]`, `(?<name>…)`, `\\z`) is written as ours.
 """
 

@@ -1,7 +1,7 @@
 """Render Go text/template source: a small interpreter, bounded in every direction. Pure.
 
-The semantics are Go's with `missingkey=error`; the functions are Go's own, those of section 4.4 of the language
-reference, and the part of sprig that reads no environment, clock, chance or network.
+The semantics are Go's with `missingkey=error`; the functions are Go's own, those of section 4.4 of the workflow
+language, and the part of sprig that reads no environment, clock, chance or network.
 """
 
 from __future__ import annotations

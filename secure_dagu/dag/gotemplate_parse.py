@@ -1,7 +1,7 @@
 """Parse Go text/template source into a tree. Pure.
 
 The grammar is that of Go's `text/template`: actions between `{{` and `}}`, trim markers, comments, pipelines, `if`,
-`range`, `with`, `define`, `block`, `template`, `break` and `continue` (language reference, section 4.4).
+`range`, `with`, `define`, `block`, `template`, `break` and `continue` (workflow language, section 4.4).
 """
 
 from __future__ import annotations

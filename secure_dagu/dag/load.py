@@ -1,7 +1,7 @@
 """Text → Definition: a bounded parse, the base configuration underneath, every problem with file:line:column. Pure.
 
-`load_definition` is the only door: the caller reads files and hands over text. Two levels of acceptance exist (language
-reference, section 1.2): `strict` is what `validate` wants, the other what a run needs.
+`load_definition` is the only door: the caller reads files and hands over text. Two levels of acceptance exist (workflow
+language, section 1.2): `strict` is what `validate` wants, the other what a run needs.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ _DAG_NAME = re.compile(r"[A-Za-z0-9_.-]+")
 _DEFAULTS = Dag(name="defaults")
 _TYPES = tuple(DagType)
 _ARTIFACT_WORDS = ("DAG_RUN_ARTIFACTS_DIR", "paths.artifacts_dir")
-"""Text that enables artifacts wherever it stands in the file (language reference, section 3.18)."""
+"""Text that enables artifacts wherever it stands in the file (workflow language, section 3.18)."""
 
 
 def load_definition(

@@ -1,6 +1,6 @@
 """Find the references that a run would leave unchanged, for the author of a workflow. Pure.
 
-Section 2.12 of the language reference. The authored nodes are walked, not the model, because a notice names the field
+Section 2.12 of the workflow language. The authored nodes are walked, not the model, because a notice names the field
 as it was written. Which field may refer to what is the field matrix of section 2.11.
 """
 

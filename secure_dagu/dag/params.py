@@ -3,7 +3,7 @@
 `bind_params` parses and checks the caller's text and fills in defaults. Declarations with `eval` and no caller value
 stay pending: for each of `Binding.pending`, in order, the runner resolves the text (`values.resolve_dynamic`) with
 `Binding.params()` as the parameter layer, runs the commands, and calls `supply` or `fail`. `finish` gives `Params`.
-Section 2.5 of the language reference.
+Section 2.5 of the workflow language.
 """
 
 from __future__ import annotations

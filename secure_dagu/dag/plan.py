@@ -2,7 +2,7 @@
 
 Chains and nested lists are already dependencies when a `Dag` exists (`dag.steps`); a plan adds the indexes that an
 engine needs to decide in constant time. Cycles are found here and not at load: `validate` accepts a cyclic file, a run
-of it does not start (language reference, section 1.2).
+of it does not start (workflow language, section 1.2).
 """
 
 from __future__ import annotations
@@ -35,8 +35,8 @@ class Plan(Struct, frozen=True, kw_only=True):
     def ancestors(self, position: int) -> tuple[int, ...]:
         """Return the steps that `position` waits for, directly or not, as output variables are looked up.
 
-        Breadth-first from the authored `depends`, left to right; each step once, at its first position (language
-        reference, section 2.6).
+        Breadth-first from the authored `depends`, left to right; each step once, at its first position (workflow
+        language, section 2.6).
         """
         return _walk(position, self.dependencies)
 

@@ -196,7 +196,7 @@ def _segments(path: str) -> tuple[str, ...]:
 def _balanced_close(text: str, start: int, close: int) -> int:
     """Return the brace that closes a shell-style form whose word holds `${…}` itself; the next one if none balances.
 
-    One level only: a word may hold `$X` and `${X}`, which do not nest (language reference, section 2.9).
+    One level only: a word may hold `$X` and `${X}`, which do not nest (workflow language, section 2.9).
     """
     opened = text.count("${", start, close)
     at = close

@@ -1,6 +1,6 @@
 """Read `schedule`: cron lines and moments, for start, stop and restart; say when the next one is. Pure.
 
-Section 3.19 of the language reference.
+Section 3.19 of the workflow language.
 """
 
 from __future__ import annotations

@@ -16,7 +16,7 @@ from msgspec.structs import replace
 
 
 class Layer(IntEnum):
-    """Environment layers in order of strength; the numbers are those of the language reference, section 2.6."""
+    """Environment layers in order of strength; the numbers are those of the workflow language, section 2.6."""
 
     HOST = 1
     PROFILE = 2
@@ -83,7 +83,7 @@ class Env(Struct, frozen=True):
 
 
 class StepView(Struct, frozen=True, kw_only=True):
-    """What the compatibility forms may read of a finished step (language reference, section 2.10)."""
+    """What the compatibility forms may read of a finished step (workflow language, section 2.10)."""
 
     output: Any = None
     """String form: the captured text. Mapping form: a mapping. None: the step has no `output`."""

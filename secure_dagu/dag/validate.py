@@ -30,7 +30,7 @@ def validate(
     show_unresolved: bool = False,
     read_schema: Callable[[str], str | None] = lambda _: None,
 ) -> Validation:
-    """Return what is wrong with a workflow file, at the strict level (language reference, sections 1.2 and 2.12).
+    """Return what is wrong with a workflow file, at the strict level (workflow language, sections 1.2 and 2.12).
 
     Args:
         text: the file's text.

@@ -27,7 +27,7 @@ MAX_RESOLVED = 16 * 2**20
 
 
 class FieldMode(Enum):
-    """Who owns a field's text (language reference, sections 2.1 and 2.9)."""
+    """Who owns a field's text (workflow language, sections 2.1 and 2.9)."""
 
     SHELL = "shell"
     """Text for a shell: only strict and compatibility references and `$1`…`$9` are the engine's."""
@@ -73,7 +73,7 @@ def evaluate_env(entries: Iterable[EnvEntry], scope: Scope, *, layer: Layer) -> 
     """Return `scope` with `layer` holding the evaluated declarations, top to bottom.
 
     An entry sees the outer scope and earlier entries, not itself or later ones. Root env (`Layer.ROOT_ENV`) falls back
-    to the host; other layers do not (language reference, section 2.6).
+    to the host; other layers do not (workflow language, section 2.6).
     """
     mode = FieldMode.HOST if layer is Layer.ROOT_ENV else FieldMode.FIELD
     values: dict[str, str] = {}
@@ -300,7 +300,7 @@ def resolve_dynamic(text: str, scope: Scope) -> DynamicText:
     """Resolve a dynamic field (`params[].eval`, `preconditions[].eval`) up to its command substitutions.
 
     Backticks and `$( … )` end at the next unescaped delimiter and do not nest; an unclosed one is literal. A delimiter
-    inside an inserted value, or behind an escaped dollar, opens and closes nothing (language reference, section 2.11).
+    inside an inserted value, or behind an escaped dollar, opens and closes nothing (workflow language, section 2.11).
     """
     parts = resolve_parts(text, scope, FieldMode.HOST)
     return _substitutions(parts)

@@ -160,8 +160,9 @@ def server_policy(
 
 
 def https_policy(*, cert: Path, key: Path, ca: Path, like: ServerPolicy | ClientPolicy) -> ServerPolicy:
-    """Make the policy of an HTTPS port with a server certificate of its own, from any CA; clients are judged by the CAs
-    in `ca`, and as `like` judges its peers.
+    """Make the policy of an HTTPS port with a server certificate of its own, from any CA.
+
+    Clients are judged by the CAs in `ca`, and as `like` judges its peers.
 
     Raises:
         ConfigError: a file is missing, unreadable, malformed, expired or unfit (`material.load`).

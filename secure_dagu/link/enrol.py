@@ -59,8 +59,7 @@ class Exchange(asyncio.BufferedProtocol):
             transport.resume_reading()
 
     async def read_line(self, limit: int) -> bytes | None:
-        """Return the next line without its end; None when the other side ends, breaks off, or says more than `limit`
-        bytes."""
+        """Return the next line without its end; None for none of at most `limit` bytes before the other side ends."""
         self._limit = limit
         while True:
             line, newline, rest = self._read.partition(b"\n")

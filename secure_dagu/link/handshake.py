@@ -212,8 +212,10 @@ class Handshake(asyncio.BufferedProtocol):
         return None
 
     def choose(self, offered: Sequence[bytes]) -> bytes:
-        """Choose the protocol (`context.CertificateJudge`). It decides whether a certificate is asked for: always, but
-        for a machine that joins."""
+        """Choose the protocol (`context.CertificateJudge`).
+
+        It decides whether a certificate is asked for: always, but for a machine that joins.
+        """
         if self._https:
             if context.HTTP in offered:
                 return context.HTTP

@@ -361,6 +361,7 @@ def request_of(places: Places, task: Task, start: Start, *, created: datetime) -
 
 
 def task_of(start: Start, attempt_id: AttemptId, retry: Retry | None) -> Task:
+    """Return the task of a run that is executed on this host, as its runner reads it."""
     run = start.run
     return Task(
         operation=Operation.RETRY if retry else Operation.START,

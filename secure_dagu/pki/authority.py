@@ -271,6 +271,11 @@ class Authority:
 def check_request(
     profile: Profile, name: str, names: Sequence[str | IpAddress], labels: Grants, lifetime: timedelta | None
 ) -> None:
+    """Check what a certificate is asked to be against the profile of its role.
+
+    Raises:
+        ConfigError: name, names, labels or lifetime are not what that role may have.
+    """
     role = profile.role.value
     if not NAME.fullmatch(name):
         raise ConfigError(

@@ -83,8 +83,10 @@ class Channel:
         return await self._ready(await self._open(), CONNECT_S)
 
     async def absence(self) -> SecureDaguError | None:
-        """Return why nobody serves there, within 1.5 s; None where somebody does. For a choice among several addresses:
-        an open connection alone does not tell that the host at its other end still lives.
+        """Return why nobody serves there, within 1.5 s; None where somebody does.
+
+        For a choice among several addresses: an open connection alone does not tell that the host at its other end
+        still lives.
         """
         loop = asyncio.get_running_loop()
         if loop.time() - self._answered_at < FRESH_S and self.advertised is not None:

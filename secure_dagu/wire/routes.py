@@ -90,8 +90,9 @@ class WireRoutes:
         )
 
     async def renew(self, told: Callable[[str, SecureDaguError], None]) -> None:
-        """Connect anew everywhere, as the present certificates and CAs want it (`Channel.renew`); returns when the old
-        connections are gone. An address that does not let us in is tried again until it does.
+        """Connect anew everywhere, as the present certificates and CAs want it (`Channel.renew`).
+
+        It returns when the old connections are gone. An address that does not let us in is tried again until it does.
 
         `told` is called with each address that refused, and why.
         """

@@ -1,4 +1,4 @@
-"""Appendix A of the language reference, and the sentences of its section 2."""
+"""Appendix A of the workflow language, and the sentences of its section 2."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Section 2.6 and tables A.1 and A.2 of the language reference, through real runs."""
+"""Section 2.6 and tables A.1 and A.2 of the workflow language, through real runs."""
 
 from __future__ import annotations
 
