@@ -252,19 +252,19 @@ def _with_host_defaults(
     name = socket.gethostname()
     coordinator = settings.coordinator
     if not coordinator.advertise:
-        coordinator = replace(coordinator, advertise=(name,))
+        coordinator = coordinator.replaced(advertise=(name,))
     if not coordinator.id:
-        coordinator = replace(coordinator, id=f"{name}@{coordinator.port}")
+        coordinator = coordinator.replaced(id=f"{name}@{coordinator.port}")
     worker = settings.worker
     if not worker.id:
-        worker = replace(worker, id=f"{name}@{os.getpid()}")
+        worker = worker.replaced(id=f"{name}@{os.getpid()}")
     ui = settings.ui
     if not ui.log_encoding_charset:
-        ui = replace(ui, log_encoding_charset=_host_charset(environ))
+        ui = ui.replaced(log_encoding_charset=_host_charset(environ))
     client = settings.client
     if not client.coordinators:
         local = Address(_local_name(settings, is_advertised=bool(settings.coordinator.advertise)), coordinator.port)
-        client = replace(client, coordinators=worker.coordinators or (local,))
+        client = client.replaced(coordinators=worker.coordinators or (local,))
 
     def place(key: str, value: Path, default: Path) -> Path:
         if sources[key] == "default":
@@ -299,25 +299,22 @@ def _with_host_defaults(
         "api_keys_dir": data / "apikeys",
         "base_config": home.config_dir / "base.yaml",
     }
-    paths = replace(
-        settings.paths,
+    paths = settings.paths.replaced(
         **{field: place(f"paths.{field}", getattr(settings.paths, field), path) for field, path in defaults.items()},
     )
-    peer = replace(
-        settings.peer,
+    peer = settings.peer.replaced(
         cert_file=optional("peer.cert_file", settings.peer.cert_file),
         key_file=optional("peer.key_file", settings.peer.key_file),
         client_ca_file=optional("peer.client_ca_file", settings.peer.client_ca_file),
     )
-    pki = replace(settings.pki, passphrase_file=optional("pki.passphrase_file", settings.pki.passphrase_file))
-    tls = replace(
-        settings.tls,
+    pki = settings.pki.replaced(passphrase_file=optional("pki.passphrase_file", settings.pki.passphrase_file))
+    tls = settings.tls.replaced(
         cert_file=optional("tls.cert_file", settings.tls.cert_file),
         key_file=optional("tls.key_file", settings.tls.key_file),
         ca_file=optional("tls.ca_file", settings.tls.ca_file),
     )
-    return replace(
-        settings, coordinator=coordinator, worker=worker, client=client, paths=paths, peer=peer, pki=pki, tls=tls, ui=ui
+    return settings.replaced(
+        coordinator=coordinator, worker=worker, client=client, paths=paths, peer=peer, pki=pki, tls=tls, ui=ui
     )
 
 

@@ -36,4 +36,5 @@ def read(layers: tuple[Mapping[str, Raw], ...]) -> Settings:
             break
     if problems:
         raise InvalidValues(tuple(problems))
-    return Settings(**{name: SECTIONS[name](**values) for name, values in sections.items()})
+    made: dict[str, Any] = {name: SECTIONS[name](**values) for name, values in sections.items()}
+    return Settings(**made)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
 from itertools import product
 from pathlib import Path
 
@@ -14,7 +13,7 @@ from secure_dagu.errors import ConfigError
 
 PKI = Path("/home/pki")
 GIVEN = {"cert_file": Path("/t/tls.crt"), "key_file": Path("/t/tls.key"), "client_ca_file": Path("/t/ca.crt")}
-HAS_FILES = replace(Peer(), **GIVEN)  # type: ignore[arg-type]  # all three
+HAS_FILES = Peer(**GIVEN)  # type: ignore[arg-type]  # all three
 
 
 def chosen(
@@ -44,7 +43,7 @@ def test_every_partial_set_of_files_names_what_is_missing(bits: tuple[bool, bool
     some = {name: path for (name, path), said in zip(GIVEN.items(), bits, strict=True) if said}
     everything = {"tls.crt", "tls.key", "ca.crt", "gpu-1.crt", "gpu-1.key"}
     with pytest.raises(ConfigError) as refused:
-        chosen(replace(Peer(), **some), everything)  # type: ignore[arg-type]  # some of the three files
+        chosen(Peer(**some), everything)  # type: ignore[arg-type]  # some of the three files
     for name in GIVEN.keys() - some.keys():
         assert f"peer.{name}" in refused.value.what
 
@@ -61,7 +60,7 @@ def test_plaintext_is_only_ever_chosen_by_its_name() -> None:
     assert isinstance(chosen(Peer(insecure=True), {"gpu-1.crt", "gpu-1.key", "ca.crt"}), Insecure)
     for name, path in GIVEN.items():
         with pytest.raises(ConfigError, match=f"contradicts peer.{name}"):
-            chosen(replace(Peer(insecure=True), **{name: path}), set())  # type: ignore[arg-type]  # one of the three files
+            chosen(Peer(insecure=True, **{name: path}), set())  # type: ignore[arg-type]  # one of the three files
 
 
 @pytest.mark.parametrize("insecure", [True, False])
