@@ -10,14 +10,14 @@ import contextlib
 import fcntl
 import os
 import stat
-from collections.abc import AsyncIterator, Callable, Iterator, Mapping
+from collections.abc import AsyncIterator, Callable, Iterator
 from datetime import UTC, datetime
 from ipaddress import ip_address
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import structlog
 
-from secure_dagu.audit.events import NO_TRAIL, SYSTEM, Action, Detail, Event, Trail
 from secure_dagu.config.home import Home
 from secure_dagu.config.load import Loaded
 from secure_dagu.config.peers import Purpose
@@ -26,6 +26,9 @@ from secure_dagu.security import exceptions
 from secure_dagu.security.exceptions import EMPTY, WEAKNESSES, Exemption, Kind, Ledger
 from secure_dagu.security.policy import Mode, Policy, UngrantedLabels
 from secure_dagu.telemetry import metrics
+
+if TYPE_CHECKING:
+    from secure_dagu.audit.events import Event, Trail
 
 log = structlog.get_logger()
 
@@ -220,10 +223,11 @@ def policy_of(held: InForce) -> Policy:
 
 
 @contextlib.asynccontextmanager
-async def watching(held: InForce, ended: Callable[[Kind], None], trail: Trail = NO_TRAIL) -> AsyncIterator[None]:
+async def watching(held: InForce, ended: Callable[[Kind], None], trail: Trail | None = None) -> AsyncIterator[None]:
     """Say which exceptions are in force, and watch them for the time of the context.
 
-    `ended` is called once for each that expires or is revoked; it takes the weakening back.
+    `ended` is called once for each that expires or is revoked; it takes the weakening back. `trail`: None in a process
+    that keeps no audit log.
     """
     for item in held:
         weakness = WEAKNESSES[item.kind]
@@ -231,11 +235,10 @@ async def watching(held: InForce, ended: Callable[[Kind], None], trail: Trail = 
             "exception.in_force", setting=weakness.setting, means=weakness.means, id=item.id, owner=item.owner,
             reason=item.reason, until=item.until.isoformat(),
         )  # fmt: skip
-        if item.kind not in _TRANSPORT:  # of those the trail has been told with the transport
-            details = {Detail.SETTING: weakness.setting, **_details(item)}
-            await trail.record(
-                Event(action=Action.POLICY_CHANGED, actor=SYSTEM, target=f"exception:{item.id}", details=details)
-            )
+        if trail is not None and item.kind not in _TRANSPORT:  # of those the trail has been told with the transport
+            from secure_dagu.assembly import exception_events
+
+            await trail.record(exception_events.in_force(item))
     async with asyncio.TaskGroup() as group:
         watch = group.create_task(_watch(held, ended, trail), name="exceptions")
         try:
@@ -247,7 +250,7 @@ async def watching(held: InForce, ended: Callable[[Kind], None], trail: Trail = 
 _TRANSPORT = frozenset({Kind.PLAINTEXT, Kind.TLS_1_2})
 
 
-async def _watch(held: InForce, ended: Callable[[Kind], None], trail: Trail) -> None:
+async def _watch(held: InForce, ended: Callable[[Kind], None], trail: Trail | None) -> None:
     while (end := held.next_end()) is not None:
         left = (end - datetime.now(UTC)).total_seconds()
         await asyncio.sleep(min(max(left, 0.0), LOOK_EVERY_S))
@@ -257,16 +260,10 @@ async def _watch(held: InForce, ended: Callable[[Kind], None], trail: Trail) -> 
                 "exception.ended", setting=WEAKNESSES[item.kind].setting, id=item.id, why=why,
                 now=WEAKNESSES[item.kind].ends,
             )  # fmt: skip
-            trail.note(
-                Event(
-                    action=Action.EXCEPTION_EXPIRED, actor=SYSTEM, target=f"exception:{item.id}", reason=why,
-                    details={Detail.WHAT: item.kind.value, **_details(item)},
-                )
-            )  # fmt: skip
+            if trail is not None:
+                from secure_dagu.assembly import exception_events
 
-
-def _details(item: Exemption) -> Mapping[Detail, str | int]:
-    return {Detail.OWNER: item.owner, Detail.UNTIL: item.until.isoformat()}
+                trail.note(exception_events.ended(item, why))
 
 
 # -- the file ----------------------------------------------------------------------------------------------------------
@@ -300,12 +297,14 @@ def grant(
         InvalidRequest: `security.exceptions.granted`.
         ConfigError, IntegrityViolation: the ledger cannot be used.
     """
+    from secure_dagu.assembly import exception_events
+
     now = exceptions.utc(datetime.now(UTC))
     with _locked(home) as (file, ledger):
         line, item, head = exceptions.granted(
             ledger, kind=kind, owner=owner, reason=reason, until=until, by=by, now=now
         )
-        record(_event(Action.EXCEPTION_GRANTED, item, head))
+        record(exception_events.granted(item, head))
         _append(file, line)
     return item
 
@@ -317,17 +316,14 @@ def revoke(home: Home, name: str, *, by: str, record: Callable[[Event], None]) -
         NotFound, InvalidRequest: `security.exceptions.revoked`.
         ConfigError, IntegrityViolation: the ledger cannot be used.
     """
+    from secure_dagu.assembly import exception_events
+
     now = exceptions.utc(datetime.now(UTC))
     with _locked(home) as (file, ledger):
         line, item, head = exceptions.revoked(ledger, name, by=by, now=now)
-        record(_event(Action.EXCEPTION_WITHDRAWN, item, head))
+        record(exception_events.withdrawn(item, head))
         _append(file, line)
     return item
-
-
-def _event(action: Action, item: Exemption, head: str) -> Event:
-    details = {Detail.WHAT: item.kind.value, **_details(item), Detail.HEAD: head}
-    return Event(action=action, target=f"exception:{item.id}", reason=item.reason, details=details)
 
 
 @contextlib.contextmanager

@@ -53,7 +53,7 @@ async def run_worker(loaded: Loaded) -> None:
     policy = watched.policy if watched is not None else UnsafePlaintext()
     _check_labels(policy, own.labels)
     describe(policy, side="client")
-    loaded = replace(loaded, settings=replace(settings, worker=replace(own, coordinators=tuple(coordinators))))
+    loaded = replace(loaded, settings=settings.replaced(worker=own.replaced(coordinators=tuple(coordinators))))
     async with contextlib.AsyncExitStack() as stack:
         folder = stack.enter_context(private.folder())
         dialers = await stack.enter_async_context(

@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import AsyncIterator, Mapping, Sequence
 from datetime import datetime, timedelta
 from enum import IntEnum
-from typing import Protocol
+from typing import TYPE_CHECKING, Protocol
 
 from secure_dagu.dispatch.model import (
     ArtifactInfo,
@@ -35,8 +35,10 @@ from secure_dagu.dispatch.model import (
     WorkerInfo,
     WorkerStats,
 )
-from secure_dagu.dispatch.operating import LinkView, ListedRun, LogPage, RunFilter, Window, WorkerView
 from secure_dagu.run.model import AttemptKey, DagRunRef
+
+if TYPE_CHECKING:
+    from secure_dagu.dispatch.operating import LinkView, ListedRun, LogPage, RunFilter, Window, WorkerView
 
 
 class TaskDesk(Protocol):

@@ -20,6 +20,7 @@ from contextlib import asynccontextmanager, contextmanager, suppress
 from datetime import UTC, datetime
 from io import BufferedReader
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import structlog
 
@@ -27,8 +28,10 @@ from secure_dagu.dispatch.model import Task
 from secure_dagu.errors import ConfigError, Conflict, InvalidRequest, LimitExceeded, Unavailable
 from secure_dagu.run.model import AttemptId
 from secure_dagu.runner import tar
-from secure_dagu.runner.api import RunFolders
 from secure_dagu.runner.bundle import MAX_ENTRIES, MAX_PACKED_BYTES, MAX_UNPACKED_BYTES
+
+if TYPE_CHECKING:
+    from secure_dagu.runner.api import RunFolders
 
 log = structlog.get_logger()
 
@@ -109,6 +112,8 @@ def check_ids(task: Task, attempt_id: AttemptId) -> None:
 
 
 def _folders(top: Path, task: Task) -> RunFolders:
+    from secure_dagu.runner.api import RunFolders  # with the first task, and the language with it
+
     stamp = datetime.now(UTC).strftime("%Y%m%d_%H%M%SZ")
     folders = RunFolders(
         logs=top,

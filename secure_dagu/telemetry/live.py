@@ -7,11 +7,10 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from datetime import UTC, datetime
-from typing import Final
+from typing import TYPE_CHECKING, Final
 
 from secure_dagu.dispatch.match import Demand
 from secure_dagu.dispatch.model import Role, WorkerHealth, WorkerId, WorkerInfo
-from secure_dagu.dispatch.operating import Waiting
 from secure_dagu.security.peer import Peer
 from secure_dagu.telemetry.labels import (
     GROUPS,
@@ -22,6 +21,9 @@ from secure_dagu.telemetry.labels import (
     key_exchange_group,
 )
 from secure_dagu.telemetry.prometheus import GaugeMetricFamily, Metric
+
+if TYPE_CHECKING:
+    from secure_dagu.dispatch.operating import Waiting
 
 MAX_WORKERS: Final = 1000
 """Distinct worker ids with series of their own."""
@@ -89,9 +91,8 @@ class Workers:
         yield from (counts, registered, seen, health, slots, pollers, tasks, oldest, info)
 
 
-Backlogged = tuple[Demand, int, datetime, Waiting]
+Backlogged = tuple[Demand, int, datetime, "Waiting"]
 """What tasks ask of a worker, how many ask that, since when the oldest, and why they wait."""
-_REASONS: Final = (Waiting.NO_WORKER, Waiting.NO_MATCHING_WORKER, Waiting.NOT_AUTHORISED, Waiting.NO_CAPACITY)
 
 
 class WaitingTasks:
@@ -101,9 +102,12 @@ class WaitingTasks:
         self.waiting = waiting
 
     def collect(self) -> Iterator[Metric]:
+        from secure_dagu.dispatch.operating import Waiting  # only a coordinator is asked
+
         counts: dict[str, int] = {}
         oldest: dict[str, datetime] = {}
-        reasons = dict.fromkeys(_REASONS, 0)
+        shown = (Waiting.NO_WORKER, Waiting.NO_MATCHING_WORKER, Waiting.NOT_AUTHORISED, Waiting.NO_CAPACITY)
+        reasons = dict.fromkeys(shown, 0)
         for demand, count, since, reason in self.waiting():
             reasons[reason] += count
             label = demand_label(demand)

@@ -11,10 +11,10 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from datetime import UTC, datetime
 from hashlib import sha256
+from typing import TYPE_CHECKING
 
 from secure_dagu.dispatch.model import Role, WorkerId, WorkerInfo
 from secure_dagu.security.admission import DenyReason
-from secure_dagu.security.compliance import Result
 from secure_dagu.security.exceptions import Kind
 from secure_dagu.security.peer import Peer
 from secure_dagu.security.revocation import Revocation
@@ -37,6 +37,9 @@ from secure_dagu.telemetry.prometheus import (
     disable_created_metrics,
 )
 from secure_dagu.telemetry.rpc_series import RpcSeries
+
+if TYPE_CHECKING:
+    from secure_dagu.security.compliance import Result
 
 disable_created_metrics()  # type: ignore[no-untyped-call]  # its stub has no annotations; halves the series
 

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections.abc import AsyncIterator, Mapping, Sequence
 from datetime import UTC, datetime
-from typing import Protocol
+from typing import TYPE_CHECKING, Protocol
 
 from secure_dagu.dispatch.api import Announced
 from secure_dagu.dispatch.model import (
@@ -35,12 +35,14 @@ from secure_dagu.dispatch.model import (
     WorkerInfo,
     WorkerStats,
 )
-from secure_dagu.dispatch.operating import LinkView, ListedRun, LogPage, RunFilter, Window, WorkerView
 from secure_dagu.errors import Conflict, InvalidRequest, SecureDaguError, Unavailable
 from secure_dagu.run.model import AttemptKey, DagRunRef
-from secure_dagu.wire import codec, fields, machines, streams
+from secure_dagu.wire import codec, fields, streams
 from secure_dagu.wire.pb import coordinator_pb2 as pb
 from secure_dagu.wire.pb import extensions_pb2 as ext
+
+if TYPE_CHECKING:
+    from secure_dagu.dispatch.operating import LinkView, ListedRun, LogPage, RunFilter, Window, WorkerView
 
 SERVICE = "/coordinator.v1.CoordinatorService/"
 EVENTS = "/secure_dagu.v1.WorkerEvents/"
@@ -159,6 +161,8 @@ class RemoteCoordinator:
 
     async def fleet(self, caller: Caller) -> Sequence[WorkerView]:
         """Return the workers with what their certificates prove."""
+        from secure_dagu.wire import machines
+
         raw = await self.transport.call(OPERATIONS + "ListMachines", b"", QUESTION_S)
         return tuple(machines.machine_of(item) for item in _parse(ext.ListMachinesResponse, raw).machines)
 
@@ -169,6 +173,8 @@ class RemoteCoordinator:
 
     async def links(self, caller: Caller) -> Sequence[LinkView]:
         """Return the live connections."""
+        from secure_dagu.wire import machines
+
         raw = await self.transport.call(OPERATIONS + "ListLinks", b"", QUESTION_S)
         return tuple(machines.link_of(item) for item in _parse(ext.ListLinksResponse, raw).links)
 
@@ -240,6 +246,8 @@ class RemoteCoordinator:
         self, caller: Caller, wanted: RunFilter, *, limit: int, before: tuple[int, str] | None
     ) -> Sequence[ListedRun]:
         """List root runs by filter."""
+        from secure_dagu.dispatch.operating import ListedRun
+
         request = ext.FindRunsRequest(
             dag_name=wanted.name, name_part=wanted.name_part, run_id_part=wanted.run_id_part,
             statuses=[int(status) for status in wanted.statuses], labels=wanted.labels,
@@ -288,6 +296,8 @@ class RemoteCoordinator:
 
     async def log_page(self, caller: Caller, *, run: DagRunRef, step: str, stream: int, window: Window) -> LogPage:
         """Read some lines of a stored log."""
+        from secure_dagu.dispatch.operating import LogPage
+
         request = ext.ReadLogPageRequest(
             dag_name=run.name, dag_run_id=run.run_id, step_name=step, stream_type=stream, tail=window.tail,
             head=window.head, offset=window.offset, limit=window.limit,

@@ -6,14 +6,16 @@ import asyncio
 from collections import Counter
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from datetime import datetime
-from typing import TypeVar
+from typing import TYPE_CHECKING, TypeVar
 
 from secure_dagu.dispatch.model import Caller, RunSummary
-from secure_dagu.dispatch.operating import ListedRun, RunFilter
 from secure_dagu.errors import NotFound, SecureDaguError, Unavailable, UnknownCall
 from secure_dagu.run.model import DagRunRef
 from secure_dagu.wire.channel import Channel
 from secure_dagu.wire.client import RemoteCoordinator, Transport
+
+if TYPE_CHECKING:
+    from secure_dagu.dispatch.operating import ListedRun, RunFilter
 
 T = TypeVar("T")
 

@@ -10,9 +10,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 
 import structlog
-from msgspec import Struct
 
-from secure_dagu.dispatch.api import Coordinator
 from secure_dagu.dispatch.model import Caller, Claim, LogStream, StreamIdentity, Task
 from secure_dagu.errors import SecureDaguError, Unavailable
 from secure_dagu.run.model import AttemptId, attempt_key
@@ -21,23 +19,11 @@ from secure_dagu.worker import artifacts, bundles, documents
 from secure_dagu.worker.children import RemoteChildren
 from secure_dagu.worker.lease import Held, OwnerLink
 from secure_dagu.worker.logs import Goal, LogShipper
-from secure_dagu.worker.seam import Execute, Workspaces
+from secure_dagu.worker.seam import Tools
 from secure_dagu.worker.statuses import StatusReporter
 from secure_dagu.worker.timings import Timings
 
 log = structlog.get_logger()
-
-
-class Tools(Struct, frozen=True, kw_only=True):
-    """What every job of a worker uses."""
-
-    caller: Caller
-    execute: Execute
-    workspaces: Workspaces
-    anyone: Coordinator
-    timings: Timings
-    host_env: Mapping[str, str]
-    default_shell: str
 
 
 async def acknowledge(claim: Claim, link: OwnerLink, *, caller: Caller, timings: Timings) -> bool:

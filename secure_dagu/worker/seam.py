@@ -1,14 +1,21 @@
-"""What a worker needs from the run engine, as Protocols: `runner/` provides it, `assembly` injects it."""
+"""What a worker needs from others, as Protocols: `runner/` provides the run engine, `assembly` injects it."""
 
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Mapping
 from contextlib import AbstractAsyncContextManager
-from typing import Protocol
+from typing import TYPE_CHECKING, Protocol
 
-from secure_dagu.dispatch.model import Task
+from msgspec import Struct
+
+from secure_dagu.dispatch.api import Coordinator
+from secure_dagu.dispatch.model import Caller, Task
 from secure_dagu.run.model import AttemptId
-from secure_dagu.runner.api import ChildRuns, RunFolders, RunObserver, RunRequest
+from secure_dagu.worker.timings import Timings
+
+if TYPE_CHECKING:
+    from secure_dagu.runner.api import ChildRuns, RunFolders, RunObserver, RunRequest
 
 
 class Execute(Protocol):
@@ -30,3 +37,15 @@ class Workspaces(Protocol):
     def __call__(self, task: Task, attempt_id: AttemptId) -> AbstractAsyncContextManager[RunFolders]:
         """Return a context that makes the folders (mode 0700) on entry and removes what it made on exit."""
         ...
+
+
+class Tools(Struct, frozen=True, kw_only=True):
+    """What every job of a worker uses."""
+
+    caller: Caller
+    execute: Execute
+    workspaces: Workspaces
+    anyone: Coordinator
+    timings: Timings
+    host_env: Mapping[str, str]
+    default_shell: str

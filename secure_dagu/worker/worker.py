@@ -14,11 +14,9 @@ from secure_dagu.dispatch.api import Routes
 from secure_dagu.dispatch.model import Caller, Claim, Owner, RunningTask, WorkerStats
 from secure_dagu.errors import InvalidRequest, SecureDaguError, Unavailable
 from secure_dagu.run.model import AttemptKey
-from secure_dagu.worker.checks import check_claim
 from secure_dagu.worker.desk import OPEN_POLLS, Desk
-from secure_dagu.worker.job import Job, Tools, acknowledge
 from secure_dagu.worker.lease import Held, OwnerLink
-from secure_dagu.worker.seam import Execute, Workspaces
+from secure_dagu.worker.seam import Execute, Tools, Workspaces
 from secure_dagu.worker.timings import Timings
 
 log = structlog.get_logger()
@@ -183,6 +181,10 @@ class Worker:
 
     async def _work(self, desk: Desk, claim: Claim) -> None:
         """Acknowledge one claim and run its task; whatever goes wrong stays with this task."""
+        # With the first task: an idle worker needs neither.
+        from secure_dagu.worker.checks import check_claim
+        from secure_dagu.worker.job import Job, acknowledge
+
         task = claim.task
         try:
             check_claim(claim)

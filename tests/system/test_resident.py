@@ -31,6 +31,8 @@ WORKER = (
     r"pickle|zoneinfo|tomllib|h11|sqlalchemy|sqlite3|tarfile"
     r"|secure_dagu\.coordinator|secure_dagu\.assembly\.(coordinator|enrolment|recording|audit)|secure_dagu\.run\.machine"
     r"|secure_dagu\.pki\.(authority|certificates|directory|enrolment|opening|profiles)"
+    r"|secure_dagu\.(audit|dag|runner\.api|dispatch\.operating|security\.compliance)"
+    r"|secure_dagu\.worker\.(artifacts|bundles|checks|children|documents|job|logs|statuses)"
 )
 COORDINATOR = r"secure_dagu\.worker|secure_dagu\.runner|secure_dagu\.assembly\.worker"
 
