@@ -112,7 +112,9 @@ async def _in_thread(context: StepContext, work: Callable[[_Job], dict[str, Any]
         finally:
             if job.notes:
                 (context.stderr or context.stdout)("".join(f"{line}\n" for line in job.notes).encode(errors="replace"))
-        said["duration"] = _duration(time.monotonic() - started)
+        facts = list(said.items())
+        facts.insert(list(said).index("verifyPerformed"), ("duration", _duration(time.monotonic() - started)))
+        said = dict(facts)
         context.stdout((json.dumps(said, ensure_ascii=False, indent=2) + "\n").encode(errors="replace"))
         return SUCCESS
 

@@ -39,11 +39,14 @@ PIECE = 2**18
 
 SUFFIXES = {
     ".tar.gz": "tar.gz", ".tgz": "tar.gz", ".tar.bz2": "tar.bz2", ".tbz2": "tar.bz2", ".tbz": "tar.bz2",
-    ".tar.xz": "tar.xz", ".txz": "tar.xz", ".tar.zst": "tar.zst", ".tzst": "tar.zst", ".tar.lz4": "tar.lz4",
-    ".tar": "tar", ".zip": "zip", ".7z": "7z", ".rar": "rar", ".gz": "gz", ".bz2": "bz2", ".xz": "xz", ".zst": "zst",
-    ".lz4": "lz4",
+    ".tar.xz": "tar.xz", ".txz": "tar.xz", ".tar.zst": "tar.zst", ".tar.zstd": "tar.zst", ".tzst": "tar.zst",
+    ".tar.lz4": "tar.lz4", ".tar": "tar", ".zip": "zip", ".7z": "7z", ".rar": "rar", ".gz": "gz", ".bz2": "bz2",
+    ".xz": "xz", ".zst": "zst", ".zstd": "zst", ".lz4": "lz4",
 }  # fmt: skip
-ALIASES = {"tgz": "tar.gz", "tbz2": "tar.bz2", "txz": "tar.xz", "tzst": "tar.zst", "gzip": "gz", "bzip2": "bz2"}
+ALIASES = {
+    "tgz": "tar.gz", "tbz2": "tar.bz2", "tbz": "tar.bz2", "txz": "tar.xz", "tzst": "tar.zst", "tar.zstd": "tar.zst",
+    "gzip": "gz", "bzip2": "bz2", "zstd": "zst",
+}  # fmt: skip
 READ_ONLY = ("7z", "rar")
 _MAGIC = (
     (b"PK\x03\x04", "zip"), (b"PK\x05\x06", "zip"), (b"\x1f\x8b", "gz"), (b"BZh", "bz2"), (b"\xfd7zXZ\0", "xz"),

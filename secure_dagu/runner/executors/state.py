@@ -125,8 +125,8 @@ async def _get(context: StepContext, options: Options) -> Answer:
     if entry is None:
         if options.boolean("required"):
             raise NotFound(f"state {ref.key!r} does not exist", why=f"scope {ref.scope}, namespace {ref.namespace}")
-        none = {"found": False, "version": 0, "hash": "", "value": options.any("default")}
-        return {**_head("get", ref), **none}
+        none = {**_head("get", ref), "found": False, "version": 0, "hash": ""}
+        return {**none, "value": options.any("default")} if "default" in options else none
     found = {"found": True, "version": entry.version, "hash": entry.hash, "value": json.loads(entry.value)}
     return {**_head("get", ref), **found}
 
@@ -151,8 +151,8 @@ async def _diff(context: StepContext, options: Options) -> Answer:
         # What was compared must be what is replaced.
         entry = await _put(context, ref, value, expected=version if before else None, create_only=before is None)
         version, digest = entry.version, entry.hash
-    previous = json.loads(before.value) if before else None
-    return {**answer, "version": version, "hash": digest, "previous": previous, "current": json.loads(value)}
+    previous = {"previous": json.loads(before.value)} if before else {}
+    return {**answer, "version": version, "hash": digest, **previous, "current": json.loads(value)}
 
 
 def _sorted(value: bytes) -> str:

@@ -48,6 +48,7 @@ async def test_a_value_is_set_and_got(kept: Children, tmp_path: Path) -> None:
 async def test_what_is_missing_has_a_default_or_fails(kept: Children, tmp_path: Path) -> None:
     out, _ = await act(kept, tmp_path, "get", key="k", default=[1])
     assert out.endswith('"found":false,"version":0,"hash":"","value":[1]}\n')
+    assert (await act(kept, tmp_path, "get", key="k"))[0].endswith('"found":false,"version":0,"hash":""}\n')
     assert "does not exist" in (await act(kept, tmp_path, "get", key="k", required=True))[1]
 
 
@@ -61,9 +62,10 @@ async def test_conflicts_fail(kept: Children, tmp_path: Path) -> None:
 
 async def test_diff_compares_and_keeps(kept: Children, tmp_path: Path) -> None:
     first = json.loads((await act(kept, tmp_path, "diff", key="k", value={"a": 1, "b": 2}))[0])
-    assert list(first)[4:] == ["changed", "foundPrevious", "previousVersion", "version", "hash", "previous", "current"]
-    assert (first["changed"], first["foundPrevious"], first["version"], first["previous"]) == (True, False, 1, None)
+    assert list(first)[4:] == ["changed", "foundPrevious", "previousVersion", "version", "hash", "current"]
+    assert (first["changed"], first["foundPrevious"], first["version"]) == (True, False, 1)
     same = json.loads((await act(kept, tmp_path, "diff", key="k", value={"b": 2, "a": 1}))[0])
+    assert list(same)[4:] == ["changed", "foundPrevious", "previousVersion", "version", "hash", "previous", "current"]
     assert (same["changed"], same["previousVersion"], same["version"]) == (False, 1, 1)
     told = json.loads((await act(kept, tmp_path, "diff", key="k", value=3, update=False))[0])
     assert (told["changed"], told["version"], told["current"], told["hash"]) == (True, 1, 3, digest(3))
