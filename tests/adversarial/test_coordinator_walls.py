@@ -36,7 +36,7 @@ def place(tmp_path: Path) -> Place:
 
 
 async def test_a_captured_report_is_worth_nothing_to_another_worker(place: Place) -> None:
-    async with place.coordinator() as house, asyncio.timeout(10):
+    async with place.coordinator() as house, asyncio.timeout(60):
         claim = await house.started(W1)
         captured = json.dumps(a_document(W1, claim, 4))
         verdict = await house.service.reports.report_status(W2, status=captured, source_file="", labels="")
@@ -49,7 +49,7 @@ async def test_a_captured_report_is_worth_nothing_to_another_worker(place: Place
 
 
 async def test_nobody_reports_on_a_run_that_no_worker_has_taken(place: Place) -> None:
-    async with place.coordinator() as house, asyncio.timeout(10):
+    async with place.coordinator() as house, asyncio.timeout(60):
         await house.beat(W1)
         await house.service.desk.dispatch(DISPATCHER, a_task())
         claim = await house.poll(W1)  # offered, not acknowledged
@@ -59,7 +59,7 @@ async def test_nobody_reports_on_a_run_that_no_worker_has_taken(place: Place) ->
 
 
 async def test_nobody_else_writes_logs_or_artifacts_under_a_lease(place: Place) -> None:
-    async with place.coordinator() as house, asyncio.timeout(10):
+    async with place.coordinator() as house, asyncio.timeout(60):
         claim = await house.started(W1)
         await house.report(W1, claim, 1, archiveDir="dag-run_20260102_030405Z_r1")
         reports = house.service.reports
@@ -78,7 +78,7 @@ async def test_nobody_else_writes_logs_or_artifacts_under_a_lease(place: Place) 
 
 
 async def test_under_one_lease_only_its_own_attempts_are_written(place: Place) -> None:
-    async with place.coordinator() as house, asyncio.timeout(10):
+    async with place.coordinator() as house, asyncio.timeout(60):
         victim = await house.started(W2, "r2")
         claim = await house.started(W1)
         await house.service.desk.dispatch(W1, a_task("c1", name="load", root=RUN, parent=RUN))
@@ -97,7 +97,7 @@ async def test_under_one_lease_only_its_own_attempts_are_written(place: Place) -
 
 
 async def test_a_renewal_needs_the_lease_of_its_own_sender(place: Place) -> None:
-    async with place.coordinator() as house, asyncio.timeout(10):
+    async with place.coordinator() as house, asyncio.timeout(60):
         claim = await house.started(W1)
         for _ in range(4):  # w2 knows every id, and still keeps nothing alive
             await house.pass_time(8)
@@ -107,7 +107,7 @@ async def test_a_renewal_needs_the_lease_of_its_own_sender(place: Place) -> None
 
 
 async def test_a_parallel_double_spend_of_a_token_by_its_own_worker_starts_the_run_once(place: Place) -> None:
-    async with place.coordinator() as house, asyncio.timeout(10):
+    async with place.coordinator() as house, asyncio.timeout(60):
         await house.beat(W1)
         await house.service.desk.dispatch(DISPATCHER, a_task())
         claim = await house.poll(W1)
@@ -119,7 +119,7 @@ async def test_a_parallel_double_spend_of_a_token_by_its_own_worker_starts_the_r
 
 
 async def test_an_answer_to_a_token_that_is_no_longer_the_newest_is_refused(place: Place) -> None:
-    async with place.coordinator() as house, asyncio.timeout(10):
+    async with place.coordinator() as house, asyncio.timeout(60):
         await house.beat(W1)
         await house.service.desk.dispatch(DISPATCHER, a_task())
         old = await house.poll(W1)
@@ -130,7 +130,7 @@ async def test_an_answer_to_a_token_that_is_no_longer_the_newest_is_refused(plac
 
 
 async def test_tokens_are_not_in_the_store(place: Place) -> None:
-    async with place.coordinator() as house, asyncio.timeout(10):
+    async with place.coordinator() as house, asyncio.timeout(60):
         claim = await house.started(W1)
     stored = b"".join(path.read_bytes() for path in place.folder.glob("store.db*"))
     assert claim.token.encode() not in stored
@@ -142,7 +142,7 @@ async def test_a_definition_is_never_evaluated_here(place: Place) -> None:
         f"params:\n  - name: p\n    eval: \"$(touch {mark})\"\nenv:\n  - X: $(touch {mark})\n  - Y: '`touch {mark}`'\n"
         f"artifacts:\n  enabled: true\n  dir: {place.folder}/elsewhere\nsteps:\n  - name: one\n    run: 'true'\n"
     )
-    async with place.coordinator() as house, asyncio.timeout(10):
+    async with place.coordinator() as house, asyncio.timeout(60):
         claim = await house.started(W1, definition=text)
         await house.report(W1, claim, 1, archiveDir="dag-run_20260102_030405Z_r1")
         assert (await house.document(RUN))["archiveDir"].startswith(f"{place.folder}/artifacts/")
@@ -160,14 +160,14 @@ async def test_a_definition_is_never_evaluated_here(place: Place) -> None:
     ],
 )
 async def test_yaml_that_explodes_is_refused_in_bounded_time(place: Place, text: str) -> None:
-    async with place.coordinator() as house, asyncio.timeout(10):
+    async with place.coordinator() as house, asyncio.timeout(60):
         await house.beat(W1)
         with pytest.raises(DefinitionError):
             await house.service.desk.dispatch(DISPATCHER, a_task(definition=text))
 
 
 async def test_messages_in_a_report_are_never_paths(place: Place) -> None:
-    async with place.coordinator() as house, asyncio.timeout(10):
+    async with place.coordinator() as house, asyncio.timeout(60):
         claim = await house.started(W1)
         node = {
             "step": {"name": "../../../evil"}, "status": 1, "chatMessages": [{"role": "user", "content": "x"}],
@@ -184,7 +184,7 @@ async def test_messages_in_a_report_are_never_paths(place: Place) -> None:
     "text", ['{"status":NaN}', '{"nodes":[{"step":{"name":"\\ud800"}}]}', '{"error":"\\udc00"}', '{"x":Infinity}']
 )
 async def test_json_that_no_other_reader_would_take_is_refused(place: Place, text: str) -> None:
-    async with place.coordinator() as house, asyncio.timeout(10):
+    async with place.coordinator() as house, asyncio.timeout(60):
         claim = await house.started(W1)
         document = json.dumps(a_document(W1, claim, 1)).removesuffix("}") + "," + text.removeprefix("{")
         with pytest.raises(InvalidRequest):
@@ -193,7 +193,7 @@ async def test_json_that_no_other_reader_would_take_is_refused(place: Place, tex
 
 
 async def test_a_worker_reaches_no_run_outside_its_trees(place: Place) -> None:
-    async with place.coordinator() as house, asyncio.timeout(10):
+    async with place.coordinator() as house, asyncio.timeout(60):
         await house.started(W1)
         other = await house.started(W2, "r2")
         reports, desk = house.service.reports, house.service.desk
@@ -211,7 +211,7 @@ async def test_a_worker_reaches_no_run_outside_its_trees(place: Place) -> None:
 
 
 async def test_a_worker_loses_its_reach_with_its_lease(place: Place) -> None:
-    async with place.coordinator() as house, asyncio.timeout(10):
+    async with place.coordinator() as house, asyncio.timeout(60):
         claim = await house.started(W1)
         assert await house.service.reports.run_status(W1, run=RUN, root=None) is not None
         assert (await house.report(W1, claim, 4)).accepted
@@ -224,7 +224,7 @@ async def test_a_worker_loses_its_reach_with_its_lease(place: Place) -> None:
 
 
 async def test_a_certificate_covers_the_ids_of_its_name_and_no_longer_name(place: Place) -> None:
-    async with place.coordinator() as house, asyncio.timeout(10):
+    async with place.coordinator() as house, asyncio.timeout(60):
         caller = worker("gpu-1", "gpu-1@4711")
         await house.started(caller)
         plain = worker("gpu-1")  # messages without a worker id come in the certificate's name
@@ -236,7 +236,7 @@ async def test_a_certificate_covers_the_ids_of_its_name_and_no_longer_name(place
 
 async def test_open_polls_of_one_worker_are_bounded(place: Place) -> None:
     place.options = Options(polls_of_worker=3, pending_tasks=2)
-    async with place.coordinator() as house, asyncio.timeout(10), asyncio.TaskGroup() as group:
+    async with place.coordinator() as house, asyncio.timeout(60), asyncio.TaskGroup() as group:
         polls = [group.create_task(house.poll(W1, {"x": "y"})) for _ in range(3)]
         await asyncio.sleep(0)
         with pytest.raises(LimitExceeded):
@@ -255,7 +255,7 @@ async def test_open_polls_of_one_worker_are_bounded(place: Place) -> None:
 
 async def test_a_message_without_a_worker_id_is_refused_where_one_is_needed(place: Place) -> None:
     nobody = Caller(role=Role.ANONYMOUS, name="", proven=False)
-    async with place.coordinator() as house, asyncio.timeout(10):
+    async with place.coordinator() as house, asyncio.timeout(60):
         desk = house.service.desk
         claim = await house.started(W1)
         with pytest.raises(InvalidRequest):

@@ -64,7 +64,7 @@ def audited(cluster: Cluster, action: str, folder: str = "data/audit") -> list[d
 
 def is_shut(port: int) -> bool:
     """Tell whether a port soon takes no connection any more."""
-    until = time.monotonic() + 5
+    until = time.monotonic() + 60
     while time.monotonic() < until:
         try:
             socket.create_connection(("127.0.0.1", port), timeout=PATIENCE_S).close()

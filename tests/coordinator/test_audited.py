@@ -168,7 +168,7 @@ def test_every_method_with_an_event_of_its_own_is_called_here() -> None:
 
 @pytest.mark.parametrize("method", METHODS)
 async def test_a_call_leaves_the_event_of_the_table(place: Place, witness: Witness, method: str) -> None:
-    async with place.coordinator() as house, asyncio.timeout(10):
+    async with place.coordinator() as house, asyncio.timeout(60):
         await house.report(W1, await house.started(W1, OVER.run_id), 4)
         claim = await house.started(W1, definition=SECRET)
         witness.recorded.clear()
@@ -186,7 +186,7 @@ DURABLE = sorted(method for method in METHODS if MEANINGS[ACTION_OF[method]].dur
 @pytest.mark.parametrize("method", DURABLE)
 async def test_what_cannot_be_recorded_does_not_happen(place: Place, witness: Witness, method: str) -> None:
     name = method.rpartition("/")[2]
-    async with place.coordinator() as house, asyncio.timeout(10):
+    async with place.coordinator() as house, asyncio.timeout(60):
         await house.report(W1, await house.started(W1, OVER.run_id), 4)
         claim = await house.started(W1, definition=SECRET)
         offered: Claim | None = None
@@ -208,7 +208,7 @@ async def test_what_cannot_be_recorded_does_not_happen(place: Place, witness: Wi
 
 
 async def test_an_event_names_who_with_which_certificate_and_from_where(place: Place, witness: Witness) -> None:
-    async with place.coordinator() as house, asyncio.timeout(10):
+    async with place.coordinator() as house, asyncio.timeout(60):
         await house.started(W1)
     (claimed,) = (event for event in witness.recorded if event.action is Action.TASK_CLAIMED)
     assert (claimed.actor, claimed.serial, claimed.address) == (W1.identity, "1f2e", "192.0.2.7:40000")
@@ -217,7 +217,7 @@ async def test_an_event_names_who_with_which_certificate_and_from_where(place: P
 
 async def test_refusals_of_the_services_are_recorded(place: Place, witness: Witness) -> None:
     other = replace(W1, name="w2", worker=WorkerId("w2"), identity="spiffe://secure-dagu/worker/w2")
-    async with place.coordinator() as house, asyncio.timeout(10):
+    async with place.coordinator() as house, asyncio.timeout(60):
         claim = await house.started(W1, definition=SECRET)
         with pytest.raises(Refused):
             await house.service.state.resolve_secret(other, asks(claim))
@@ -230,7 +230,7 @@ async def test_refusals_of_the_services_are_recorded(place: Place, witness: Witn
 
 
 async def test_a_lease_that_ran_out_is_recorded(place: Place, witness: Witness) -> None:
-    async with place.coordinator() as house, asyncio.timeout(10):
+    async with place.coordinator() as house, asyncio.timeout(60):
         await house.started(W1)
         await house.pass_time(60)
     released = [event for event in witness.noted if event.action is Action.TASK_RELEASED]

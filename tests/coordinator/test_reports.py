@@ -31,7 +31,7 @@ ARCHIVE = "/tmp/worker/dag-run_20260102_030405Z_r1"
 
 
 async def test_a_report_is_stored_with_our_paths_and_our_facts(place: Place) -> None:
-    async with place.coordinator() as house, asyncio.timeout(10):
+    async with place.coordinator() as house, asyncio.timeout(60):
         claim = await house.started(W1, trigger_actor="ci", labels="team=a")
         verdict = await house.report(
             W1, claim, 1, triggerActor="mallory", log="/etc/passwd", labels=["workspace=other"],
@@ -49,7 +49,7 @@ async def test_a_report_is_stored_with_our_paths_and_our_facts(place: Place) -> 
 
 
 async def test_the_end_of_a_run_ends_its_lease(place: Place) -> None:
-    async with place.coordinator() as house, asyncio.timeout(10):
+    async with place.coordinator() as house, asyncio.timeout(60):
         claim = await house.started(W1)
         assert (await house.report(W1, claim, 1)).accepted
         assert (await house.report(W1, claim, 4)).accepted
@@ -63,7 +63,7 @@ async def test_the_end_of_a_run_ends_its_lease(place: Place) -> None:
 
 
 async def test_a_repeated_end_is_accepted_and_changes_nothing(place: Place) -> None:
-    async with place.coordinator() as house, asyncio.timeout(10):
+    async with place.coordinator() as house, asyncio.timeout(60):
         claim = await house.started(W1)
         assert (await house.report(W1, claim, 4)).accepted
         before = await house.document(RUN)
@@ -75,7 +75,7 @@ async def test_a_repeated_end_is_accepted_and_changes_nothing(place: Place) -> N
 
 
 async def test_a_waiting_run_leaves_its_worker_and_can_be_continued(place: Place) -> None:
-    async with place.coordinator() as house, asyncio.timeout(10):
+    async with place.coordinator() as house, asyncio.timeout(60):
         claim = await house.started(W1)
         assert (await house.report(W1, claim, 7)).accepted
         assert await house.renew(W1, claim) == [claim.task.attempt_key]
@@ -84,7 +84,7 @@ async def test_a_waiting_run_leaves_its_worker_and_can_be_continued(place: Place
 
 
 async def test_a_waiting_run_can_be_cancelled(place: Place) -> None:
-    async with place.coordinator() as house, asyncio.timeout(10):
+    async with place.coordinator() as house, asyncio.timeout(60):
         claim = await house.started(W1)
         assert (await house.report(W1, claim, 7)).accepted
         assert (await house.service.desk.cancel(DISPATCHER, run=RUN, root=None)).accepted
@@ -93,7 +93,7 @@ async def test_a_waiting_run_can_be_cancelled(place: Place) -> None:
 
 @pytest.mark.parametrize("text", ["", "no json", "[]", "{}", '{"name":"sales","dagRunId":"r1"}', "[" * 100_000])
 async def test_a_report_without_an_identity_is_an_error_and_nothing_dies(place: Place, text: str) -> None:
-    async with place.coordinator() as house, asyncio.timeout(10):
+    async with place.coordinator() as house, asyncio.timeout(60):
         claim = await house.started(W1)
         with pytest.raises(InvalidRequest):
             await house.service.reports.report_status(W1, status=text, source_file="", labels="")
@@ -117,7 +117,7 @@ async def test_a_report_without_an_identity_is_an_error_and_nothing_dies(place: 
 async def test_a_report_that_contradicts_its_lease_is_refused_in_band(
     place: Place, fields: dict[str, Any], error: str
 ) -> None:
-    async with place.coordinator() as house, asyncio.timeout(10):
+    async with place.coordinator() as house, asyncio.timeout(60):
         claim = await house.started(W1)
         verdict = await house.service.reports.report_status(
             W1, status=json.dumps(a_document(W1, claim, 1) | fields), source_file="", labels=""
@@ -128,7 +128,7 @@ async def test_a_report_that_contradicts_its_lease_is_refused_in_band(
 
 
 async def test_each_warning_is_kept_and_logged_once(place: Place, capsys: pytest.CaptureFixture[str]) -> None:
-    async with place.coordinator() as house, asyncio.timeout(10):
+    async with place.coordinator() as house, asyncio.timeout(60):
         claim = await house.started(W1)
         for _ in range(3):
             await house.report(W1, claim, 1, warnings=["no image cache", 7])
@@ -150,7 +150,7 @@ def child_document(claim_key: str, *, status: int = 1, **fields: Any) -> str:
 
 
 async def test_a_child_inside_the_task_is_made_by_its_first_report(place: Place) -> None:
-    async with place.coordinator() as house, asyncio.timeout(10):
+    async with place.coordinator() as house, asyncio.timeout(60):
         claim = await house.started(W1)
         key = claim.task.attempt_key
 
@@ -179,7 +179,7 @@ async def test_a_child_inside_the_task_is_made_by_its_first_report(place: Place)
 
 
 async def test_a_retried_task_runs_its_children_again_under_its_new_claim(place: Place) -> None:
-    async with place.coordinator() as house, asyncio.timeout(10):
+    async with place.coordinator() as house, asyncio.timeout(60):
         claim = await house.started(W1)
         reports = house.service.reports
         assert (
@@ -196,11 +196,11 @@ async def test_a_retried_task_runs_its_children_again_under_its_new_claim(place:
 
 
 async def test_children_inside_a_lost_task_are_lost_with_it_also_after_a_restart(place: Place) -> None:
-    async with place.coordinator() as house, asyncio.timeout(10):
+    async with place.coordinator() as house, asyncio.timeout(60):
         claim = await house.started(W1)
         text = child_document(claim.task.attempt_key)
         assert (await house.service.reports.report_status(W1, status=text, source_file="", labels="")).accepted
-    async with place.coordinator() as house, asyncio.timeout(10):
+    async with place.coordinator() as house, asyncio.timeout(60):
         assert (await house.service.reports.report_status(W1, status=text, source_file="", labels="")).accepted
         await house.pass_time(32)
         assert (await house.document(DagRunRef("load", "c1"), RUN))["status"] == 2
@@ -215,7 +215,7 @@ def log_file(place: Place, attempt_id: str, name: str = "one.stdout.log") -> Pat
 
 
 async def test_log_bytes_land_at_their_offsets_and_resending_is_idempotent(place: Place) -> None:
-    async with place.coordinator() as house, asyncio.timeout(10):
+    async with place.coordinator() as house, asyncio.timeout(60):
         claim = await house.started(W1)
         done = await house.upload(W1, claim, log_part(b"hello "), log_part(b"world", 6), log_part(b"", 11, final=True))
         assert (done.chunks, done.size_bytes) == (3, 11)
@@ -227,7 +227,7 @@ async def test_log_bytes_land_at_their_offsets_and_resending_is_idempotent(place
 
 
 async def test_append_mode_appends(place: Place) -> None:
-    async with place.coordinator() as house, asyncio.timeout(10):
+    async with place.coordinator() as house, asyncio.timeout(60):
         claim = await house.started(W1)
         await house.upload(W1, claim, log_part(b"a", None), log_part(b"b", None), log_part(b"", None, final=True))
         await house.upload(W1, claim, log_part(b"c", None))
@@ -235,7 +235,7 @@ async def test_append_mode_appends(place: Place) -> None:
 
 
 async def test_gaps_and_mode_switches_are_errors(place: Place) -> None:
-    async with place.coordinator() as house, asyncio.timeout(10):
+    async with place.coordinator() as house, asyncio.timeout(60):
         claim = await house.started(W1)
         with pytest.raises(InvalidRequest, match="byte offset exceeds current file size"):
             await house.upload(W1, claim, log_part(b"a", 0), log_part(b"b", 2))
@@ -248,14 +248,14 @@ async def test_gaps_and_mode_switches_are_errors(place: Place) -> None:
 
 
 async def test_nothing_written_makes_no_file(place: Place) -> None:
-    async with place.coordinator() as house, asyncio.timeout(10):
+    async with place.coordinator() as house, asyncio.timeout(60):
         claim = await house.started(W1)
         await house.upload(W1, claim, log_part(b"", 0), log_part(b"", 0, final=True))
         assert not log_file(place, claim.task.attempt_id).exists()
 
 
 async def test_steps_whose_names_collide_keep_their_logs_apart(place: Place) -> None:
-    async with place.coordinator() as house, asyncio.timeout(10):
+    async with place.coordinator() as house, asyncio.timeout(60):
         claim = await house.started(W1)
         names = ["a_b", "a b", "a/b", "../../evil step", "x" * 150, "x" * 151, "é", "scheduler"]
         for name in names:
@@ -276,7 +276,7 @@ async def test_steps_whose_names_collide_keep_their_logs_apart(place: Place) -> 
 
 
 async def test_a_stream_ends_when_its_lease_does(place: Place) -> None:
-    async with place.coordinator() as house, asyncio.timeout(10):
+    async with place.coordinator() as house, asyncio.timeout(60):
         claim = await house.started(W1)
         gate = asyncio.Event()
 
@@ -294,11 +294,11 @@ async def test_a_stream_ends_when_its_lease_does(place: Place) -> None:
 
 async def test_the_logs_of_a_run_are_bounded_also_after_a_restart(place: Place) -> None:
     place.options = Options(uploads=UploadLimits(log_bytes=10))
-    async with place.coordinator() as house, asyncio.timeout(10):
+    async with place.coordinator() as house, asyncio.timeout(60):
         claim = await house.started(W1)
         await house.upload(W1, claim, log_part(b"12345678"))
         await house.upload(W1, claim, log_part(b"12345678"))  # the same bytes again cost nothing
-    async with place.coordinator() as house, asyncio.timeout(10):
+    async with place.coordinator() as house, asyncio.timeout(60):
         with pytest.raises(LimitExceeded):
             await house.upload(W1, claim, log_part(b"123", step="two"))
 
@@ -312,7 +312,7 @@ def piece(path: str, data: bytes = b"", *, final: bool = False) -> ArtifactPart:
 
 
 async def test_artifacts_appear_when_they_are_complete(place: Place) -> None:
-    async with place.coordinator() as house, asyncio.timeout(10):
+    async with place.coordinator() as house, asyncio.timeout(60):
         claim = await house.started(W1)
         reports = house.service.reports
         with pytest.raises(PreconditionFailed, match="no artifact directory in the run status yet"):
@@ -339,7 +339,7 @@ async def test_artifacts_appear_when_they_are_complete(place: Place) -> None:
 
 
 async def test_a_run_cannot_take_the_artifact_folder_of_another(place: Place) -> None:
-    async with place.coordinator() as house, asyncio.timeout(10):
+    async with place.coordinator() as house, asyncio.timeout(60):
         first = await house.started(W1)
         assert (await house.report(W1, first, 1, archiveDir=ARCHIVE)).accepted
         second = await house.started(W2, "r2")
@@ -355,7 +355,7 @@ async def test_a_run_cannot_take_the_artifact_folder_of_another(place: Place) ->
 
 
 async def test_status_lookups_follow_the_protocol(place: Place) -> None:
-    async with place.coordinator() as house, asyncio.timeout(10):
+    async with place.coordinator() as house, asyncio.timeout(60):
         await house.started(W1)
         status = house.service.reports.run_status
         assert await status(DISPATCHER, run=RUN, root=None) is not None
@@ -367,7 +367,7 @@ async def test_status_lookups_follow_the_protocol(place: Place) -> None:
 
 
 async def test_following_a_run_shows_every_byte_and_ends(place: Place) -> None:
-    async with place.coordinator() as house, asyncio.timeout(10), asyncio.TaskGroup() as group:
+    async with place.coordinator() as house, asyncio.timeout(60), asyncio.TaskGroup() as group:
         claim = await house.started(W1)
         await house.report(W1, claim, 1)
         await house.upload(W1, claim, log_part(b"early "))
@@ -395,7 +395,7 @@ async def test_following_a_run_shows_every_byte_and_ends(place: Place) -> None:
 
 
 async def test_following_a_finished_run_replays_it(place: Place) -> None:
-    async with place.coordinator() as house, asyncio.timeout(10):
+    async with place.coordinator() as house, asyncio.timeout(60):
         claim = await house.started(W1)
         await house.upload(W1, claim, log_part(b"out"))
         await house.report(W1, claim, 4)
@@ -407,7 +407,7 @@ async def test_following_a_finished_run_replays_it(place: Place) -> None:
 
 
 async def test_followers_end_when_the_coordinator_does(place: Place) -> None:
-    async with asyncio.timeout(10), asyncio.TaskGroup() as group:
+    async with asyncio.timeout(60), asyncio.TaskGroup() as group:
         async with place.coordinator() as house:
             await house.started(W1)
             stream = aiter(house.service.reports.follow(DISPATCHER, run=RUN, with_logs=True))

@@ -31,7 +31,7 @@ async def put(house: House, caller: Caller, value: bytes, ref: StateRef = REF, *
 
 
 async def test_values_are_stored_compact_and_digits_are_kept(place: Place) -> None:
-    async with place.coordinator() as house, asyncio.timeout(10):
+    async with place.coordinator() as house, asyncio.timeout(60):
         stored = await put(house, DISPATCHER, b' {"a" : [1.10, 1e400, "x  \\" y", 123456789012345678901234567890 ] }\n')
         assert stored == b'{"a":[1.10,1e400,"x  \\" y",123456789012345678901234567890]}'
         for bad in (b"", b"{", b"NaN", b"\xff", b"[" * 100_000, b'"' + b"x" * 1_048_576 + b'"'):
@@ -40,7 +40,7 @@ async def test_values_are_stored_compact_and_digits_are_kept(place: Place) -> No
 
 
 async def test_a_version_conflict_is_one(place: Place) -> None:
-    async with place.coordinator() as house, asyncio.timeout(10):
+    async with place.coordinator() as house, asyncio.timeout(60):
         await put(house, DISPATCHER, b"1")
         with pytest.raises(Conflict, match="dag state: conflict"):
             await house.service.state.put_state(
@@ -58,13 +58,13 @@ async def test_a_version_conflict_is_one(place: Place) -> None:
     ],
 )  # fmt: skip
 async def test_references_that_are_no_plain_paths_are_refused(place: Place, ref: StateRef) -> None:
-    async with place.coordinator() as house, asyncio.timeout(10):
+    async with place.coordinator() as house, asyncio.timeout(60):
         with pytest.raises(InvalidRequest, match="dag state: invalid ref"):
             await put(house, DISPATCHER, b"1", ref)
 
 
 async def test_a_worker_reaches_the_state_of_the_dags_it_runs(place: Place) -> None:
-    async with place.coordinator() as house, asyncio.timeout(10):
+    async with place.coordinator() as house, asyncio.timeout(60):
         await put(house, DISPATCHER, b"0")
         state = house.service.state
         with pytest.raises(Refused):
@@ -102,7 +102,7 @@ async def test_names_cannot_leave_the_dag_directory(place: Place) -> None:
     (place.folder / "outside.yaml").write_text("secret: 1")
     (place.folder / "dags" / "link.yaml").symlink_to(place.folder / "outside.yaml")
     os.mkfifo(place.folder / "dags" / "pipe.yaml")
-    async with place.coordinator() as house, asyncio.timeout(10):
+    async with place.coordinator() as house, asyncio.timeout(60):
         text = house.service.state.dag_text
         assert await text(DISPATCHER, "load") == await text(DISPATCHER, "load.yaml") == DEFINITION
         for name in ("../outside", "/etc/passwd", str(place.folder / "outside.yaml"), "link", "pipe", "", ".", "x\0y"):
@@ -113,7 +113,7 @@ async def test_a_worker_reads_only_definitions_that_its_tasks_call(place: Place)
     add_dag(place, "load.yaml", "steps:\n  - name: deeper\n    call: deep\n")
     add_dag(place, "deep.yaml")
     add_dag(place, "payments.yaml")
-    async with place.coordinator() as house, asyncio.timeout(10):
+    async with place.coordinator() as house, asyncio.timeout(60):
         text = house.service.state.dag_text
         with pytest.raises(Refused):
             await text(W1, "load")
@@ -148,7 +148,7 @@ def asks(claim: Claim, **fields: str) -> SecretRequest:
 
 async def test_a_declared_secret_is_served_to_the_holder_of_the_lease(place: Place) -> None:
     add_secret(place, ".global/api/token")
-    async with place.coordinator() as house, asyncio.timeout(10):
+    async with place.coordinator() as house, asyncio.timeout(60):
         claim = await house.started(W1, definition=WITH_SECRET)
         state = house.service.state
         assert await state.resolve_secret(W1, asks(claim)) == CANARY
@@ -161,7 +161,7 @@ async def test_every_other_request_for_a_secret_gets_the_same_refusal(
     add_secret(place, ".global/api/token")
     add_secret(place, ".global/other")
     add_secret(place, "payments/api/token")
-    async with place.coordinator() as house, asyncio.timeout(10):
+    async with place.coordinator() as house, asyncio.timeout(60):
         claim = await house.started(W1, definition=WITH_SECRET)
         bare = await house.started(W2, "r2")
         unproven = replace(W1, proven=False)
@@ -185,7 +185,7 @@ async def test_every_other_request_for_a_secret_gets_the_same_refusal(
 async def test_the_workspace_of_the_dag_comes_before_the_global_one(place: Place) -> None:
     add_secret(place, ".global/api/token", "global")
     add_secret(place, "payments/api/token", "ours")
-    async with place.coordinator() as house, asyncio.timeout(10):
+    async with place.coordinator() as house, asyncio.timeout(60):
         claim = await house.started(W1, definition="labels: [workspace=payments]\n" + WITH_SECRET)
         state = house.service.state
         assert await state.resolve_secret(W1, asks(claim, workspace="payments")) == "ours"
@@ -197,7 +197,7 @@ async def test_the_workspace_of_the_dag_comes_before_the_global_one(place: Place
 
 async def test_a_secret_that_others_can_read_is_not_served(place: Place) -> None:
     add_secret(place, ".global/api/token", mode=0o640)
-    async with place.coordinator() as house, asyncio.timeout(10):
+    async with place.coordinator() as house, asyncio.timeout(60):
         claim = await house.started(W1, definition=WITH_SECRET)
         with pytest.raises(PreconditionFailed):
             await house.service.state.resolve_secret(W1, asks(claim))
@@ -214,7 +214,7 @@ async def test_a_secret_that_others_can_read_is_not_served(place: Place) -> None
 async def test_a_worker_cannot_grant_itself_secrets_through_a_child(place: Place) -> None:
     """It writes the child's YAML, claims the child, and asks: the way round the declaration check (gap G23)."""
     add_secret(place, ".global/api/token")
-    async with place.coordinator() as house, asyncio.timeout(10):
+    async with place.coordinator() as house, asyncio.timeout(60):
         claim = await house.started(W1)
         run = claim.task.run
         child = a_task("c1", name="evil", root=run, parent=run, definition=WITH_SECRET, labels="workspace=payments")
@@ -239,7 +239,7 @@ async def store_bundle(house: House, data: bytes, digest: str = "", size: int = 
 
 
 async def test_a_bundle_is_stored_once_and_read_back(place: Place) -> None:
-    async with place.coordinator() as house, asyncio.timeout(10):
+    async with place.coordinator() as house, asyncio.timeout(60):
         data = b"archive" * 400_000
         digest = sha256(data).hexdigest()
         assert not await house.service.bundles.has(DISPATCHER, digest)
@@ -253,7 +253,7 @@ async def test_a_bundle_is_stored_once_and_read_back(place: Place) -> None:
 
 async def test_what_is_not_the_promised_bundle_is_not_kept(place: Place) -> None:
     place.options = Options(bundle_store_bytes=100)
-    async with place.coordinator() as house, asyncio.timeout(10):
+    async with place.coordinator() as house, asyncio.timeout(60):
         assert "digest mismatch" in (await store_bundle(house, b"data", digest="0" * 64)).error
         assert "size mismatch" in (await store_bundle(house, b"data", size=5)).error
         assert "full" in (await store_bundle(house, b"x" * 101)).error
@@ -266,14 +266,14 @@ async def test_what_is_not_the_promised_bundle_is_not_kept(place: Place) -> None
 
 
 async def test_a_bundle_beyond_the_limit_is_an_error(place: Place) -> None:
-    async with place.coordinator() as house, asyncio.timeout(10):
+    async with place.coordinator() as house, asyncio.timeout(60):
         pieces = each(*[b"\0" * (1024 * 1024)] * (MAX_BUNDLE // 1024 // 1024 + 1))
         with pytest.raises(InvalidRequest, match="exceeds"):
             await house.service.bundles.put(DISPATCHER, BundleRef("0" * 64, 0, "d"), pieces)
 
 
 async def test_a_worker_sees_only_bundles_of_its_tasks(place: Place) -> None:
-    async with place.coordinator() as house, asyncio.timeout(10):
+    async with place.coordinator() as house, asyncio.timeout(60):
         data = b"archive"
         digest = sha256(data).hexdigest()
         await store_bundle(house, data)

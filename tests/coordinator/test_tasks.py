@@ -20,7 +20,7 @@ LOST = "distributed run lease expired: worker w1 accepted the task claim but sto
 
 
 async def test_a_dispatched_task_reaches_a_waiting_poller_and_becomes_a_lease(place: Place) -> None:
-    async with place.coordinator() as house, asyncio.timeout(10), asyncio.TaskGroup() as group:
+    async with place.coordinator() as house, asyncio.timeout(60), asyncio.TaskGroup() as group:
         await house.beat(W1)
         waiting = group.create_task(house.poll(W1))
         await asyncio.sleep(0)
@@ -38,7 +38,7 @@ async def test_a_dispatched_task_reaches_a_waiting_poller_and_becomes_a_lease(pl
 
 
 async def test_the_fleet_tells_at_once_what_a_worker_was_given_whatever_its_last_heartbeat_said(place: Place) -> None:
-    async with place.coordinator() as house, asyncio.timeout(10):
+    async with place.coordinator() as house, asyncio.timeout(60):
 
         async def held() -> int:
             (view,) = await house.service.machines.fleet(DISPATCHER)
@@ -58,7 +58,7 @@ async def test_the_fleet_tells_at_once_what_a_worker_was_given_whatever_its_last
 
 
 async def test_repeating_a_dispatch_while_the_run_is_active_changes_nothing(place: Place) -> None:
-    async with place.coordinator() as house, asyncio.timeout(10):
+    async with place.coordinator() as house, asyncio.timeout(60):
         await house.beat(W1)
         first = await house.service.desk.dispatch(DISPATCHER, a_task())
         assert await house.service.desk.dispatch(DISPATCHER, a_task()) == first
@@ -69,7 +69,7 @@ async def test_repeating_a_dispatch_while_the_run_is_active_changes_nothing(plac
 
 
 async def test_parallel_dispatches_of_one_run_make_one_task(place: Place) -> None:
-    async with place.coordinator() as house, asyncio.timeout(10):
+    async with place.coordinator() as house, asyncio.timeout(60):
         await house.beat(W1)
         async with asyncio.TaskGroup() as group:
             calls = [group.create_task(house.service.desk.dispatch(DISPATCHER, a_task())) for _ in range(20)]
@@ -78,7 +78,7 @@ async def test_parallel_dispatches_of_one_run_make_one_task(place: Place) -> Non
 
 
 async def test_without_workers_nothing_is_accepted(place: Place) -> None:
-    async with place.coordinator() as house, asyncio.timeout(10):
+    async with place.coordinator() as house, asyncio.timeout(60):
         with pytest.raises(Unavailable, match="no available workers"):
             await house.service.desk.dispatch(DISPATCHER, a_task())
         await house.beat(W1, labels={"gpu": "false"})
@@ -104,7 +104,7 @@ async def test_without_workers_nothing_is_accepted(place: Place) -> None:
     ],
 )  # fmt: skip
 async def test_a_malformed_task_is_refused(place: Place, fields: dict[str, Any], error: str) -> None:
-    async with place.coordinator() as house, asyncio.timeout(10):
+    async with place.coordinator() as house, asyncio.timeout(60):
         await house.beat(W1)
         with pytest.raises(DefinitionError, match=error):
             await house.service.desk.dispatch(DISPATCHER, a_task(**({"root": DagRunRef("", "")} | fields)))
@@ -112,7 +112,7 @@ async def test_a_malformed_task_is_refused(place: Place, fields: dict[str, Any],
 
 
 async def test_a_finished_run_is_not_started_again_but_can_be_retried(place: Place) -> None:
-    async with place.coordinator() as house, asyncio.timeout(10):
+    async with place.coordinator() as house, asyncio.timeout(60):
         claim = await house.started(W1)
         assert (await house.report(W1, claim, 2, error="exit status 3")).accepted
         with pytest.raises(PreconditionFailed, match="is over"):
@@ -125,7 +125,7 @@ async def test_a_finished_run_is_not_started_again_but_can_be_retried(place: Pla
 
 
 async def test_a_stale_queue_dispatch_is_named_as_such(place: Place) -> None:
-    async with place.coordinator() as house, asyncio.timeout(10):
+    async with place.coordinator() as house, asyncio.timeout(60):
         await house.beat(W1)
         for status, reason in (
             ('{"status":5}', "queued attempt ID is missing"),
@@ -138,7 +138,7 @@ async def test_a_stale_queue_dispatch_is_named_as_such(place: Place) -> None:
 
 
 async def test_only_a_poller_that_matches_gets_the_task(place: Place) -> None:
-    async with place.coordinator() as house, asyncio.timeout(10), asyncio.TaskGroup() as group:
+    async with place.coordinator() as house, asyncio.timeout(60), asyncio.TaskGroup() as group:
         await house.beat(W2, labels={"gpu": "true"})
         wrong = group.create_task(house.poll(W1, {"gpu": "false"}))
         await asyncio.sleep(0)
@@ -150,7 +150,7 @@ async def test_only_a_poller_that_matches_gets_the_task(place: Place) -> None:
 
 
 async def test_tasks_go_to_the_worker_with_the_fewest(place: Place) -> None:
-    async with place.coordinator() as house, asyncio.timeout(10), asyncio.TaskGroup() as group:
+    async with place.coordinator() as house, asyncio.timeout(60), asyncio.TaskGroup() as group:
         await house.beat(W1)
         await house.beat(W2)
         polls = [group.create_task(house.poll(caller)) for caller in (W1, W1, W1, W2, W2, W2)]
@@ -165,7 +165,7 @@ async def test_tasks_go_to_the_worker_with_the_fewest(place: Place) -> None:
 
 
 async def test_a_poll_that_is_cancelled_loses_no_task(place: Place) -> None:
-    async with place.coordinator() as house, asyncio.timeout(10), asyncio.TaskGroup() as group:
+    async with place.coordinator() as house, asyncio.timeout(60), asyncio.TaskGroup() as group:
         await house.beat(W1)
         poll = group.create_task(house.poll(W1))
         await asyncio.sleep(0)
@@ -178,7 +178,7 @@ async def test_a_poll_that_is_cancelled_loses_no_task(place: Place) -> None:
 
 
 async def test_an_offer_that_is_not_acknowledged_goes_to_somebody_else(place: Place) -> None:
-    async with place.coordinator() as house, asyncio.timeout(10):
+    async with place.coordinator() as house, asyncio.timeout(60):
         await house.beat(W1)
         await house.service.desk.dispatch(DISPATCHER, a_task())
         lost = await house.poll(W1)
@@ -190,7 +190,7 @@ async def test_an_offer_that_is_not_acknowledged_goes_to_somebody_else(place: Pl
 
 
 async def test_after_five_offers_the_run_fails_and_says_why(place: Place) -> None:
-    async with place.coordinator() as house, asyncio.timeout(10):
+    async with place.coordinator() as house, asyncio.timeout(60):
         await house.beat(W1)
         await house.service.desk.dispatch(DISPATCHER, a_task())
         for _ in range(5):
@@ -203,7 +203,7 @@ async def test_after_five_offers_the_run_fails_and_says_why(place: Place) -> Non
 
 
 async def test_acknowledgements_name_what_is_wrong(place: Place) -> None:
-    async with place.coordinator() as house, asyncio.timeout(10):
+    async with place.coordinator() as house, asyncio.timeout(60):
         await house.beat(W1)
         await house.service.desk.dispatch(DISPATCHER, a_task())
         claim = await house.poll(W1)
@@ -222,7 +222,7 @@ async def test_acknowledgements_name_what_is_wrong(place: Place) -> None:
 
 
 async def test_a_hundred_parallel_acknowledgements_of_one_token_make_one_lease(place: Place) -> None:
-    async with place.coordinator() as house, asyncio.timeout(10):
+    async with place.coordinator() as house, asyncio.timeout(60):
         await house.beat(W1)
         await house.service.desk.dispatch(DISPATCHER, a_task())
         claim = await house.poll(W1)
@@ -233,7 +233,7 @@ async def test_a_hundred_parallel_acknowledgements_of_one_token_make_one_lease(p
 
 
 async def test_a_worker_killed_with_9_fails_its_run_within_32_seconds(place: Place) -> None:
-    async with place.coordinator() as house, asyncio.timeout(10):
+    async with place.coordinator() as house, asyncio.timeout(60):
         claim = await house.started(W1)
         nodes = [
             {"step": {"name": "done"}, "status": 4, "startedAt": "2026-01-02T03:04:05Z", "finishedAt": "x"},
@@ -257,7 +257,7 @@ async def test_a_worker_killed_with_9_fails_its_run_within_32_seconds(place: Pla
 
 
 async def test_a_heartbeat_that_lists_the_task_keeps_it(place: Place) -> None:
-    async with place.coordinator() as house, asyncio.timeout(10):
+    async with place.coordinator() as house, asyncio.timeout(60):
         claim = await house.started(W1)
         for _ in range(8):
             await house.pass_time(10)
@@ -266,7 +266,7 @@ async def test_a_heartbeat_that_lists_the_task_keeps_it(place: Place) -> None:
 
 
 async def test_a_coordinator_that_stood_still_does_not_blame_the_workers(place: Place) -> None:
-    async with place.coordinator() as house, asyncio.timeout(10):
+    async with place.coordinator() as house, asyncio.timeout(60):
         claim = await house.started(W1)
         place.clock.advance(600)  # suspended, or starved
         await house.service.sweeper.look()
@@ -276,7 +276,7 @@ async def test_a_coordinator_that_stood_still_does_not_blame_the_workers(place: 
 
 async def test_a_task_nobody_matches_any_more_fails_after_the_wait_and_says_why(place: Place) -> None:
     place.options = Options(task_wait=timedelta(seconds=60))
-    async with place.coordinator() as house, asyncio.timeout(10):
+    async with place.coordinator() as house, asyncio.timeout(60):
         await house.beat(W1, labels={"gpu": "true"})
         await house.service.desk.dispatch(DISPATCHER, a_task(worker_selector={"gpu": "true"}))
         for _ in range(10):  # the worker is busy but there: the task waits
@@ -290,7 +290,7 @@ async def test_a_task_nobody_matches_any_more_fails_after_the_wait_and_says_why(
 
 
 async def test_cancelling_a_waiting_task_ends_it_at_once(place: Place) -> None:
-    async with place.coordinator() as house, asyncio.timeout(10):
+    async with place.coordinator() as house, asyncio.timeout(60):
         await house.beat(W1)
         await house.service.desk.dispatch(DISPATCHER, a_task())
         assert (await house.service.desk.cancel(DISPATCHER, run=RUN, root=None)).accepted
@@ -301,7 +301,7 @@ async def test_cancelling_a_waiting_task_ends_it_at_once(place: Place) -> None:
 
 
 async def test_cancelling_an_offered_task_makes_its_token_worthless(place: Place) -> None:
-    async with place.coordinator() as house, asyncio.timeout(10):
+    async with place.coordinator() as house, asyncio.timeout(60):
         await house.beat(W1)
         await house.service.desk.dispatch(DISPATCHER, a_task())
         claim = await house.poll(W1)
@@ -310,7 +310,7 @@ async def test_cancelling_an_offered_task_makes_its_token_worthless(place: Place
 
 
 async def test_cancelling_a_running_task_is_pushed_and_told_in_every_heartbeat(place: Place) -> None:
-    async with place.coordinator() as house, asyncio.timeout(10):
+    async with place.coordinator() as house, asyncio.timeout(60):
         claim = await house.started(W1)
         stream = house.service.desk.cancellations(W1)
         assert await anext(stream) == NO_KEY
@@ -327,7 +327,7 @@ async def test_cancelling_a_running_task_is_pushed_and_told_in_every_heartbeat(p
 
 
 async def test_a_restart_loses_neither_queue_nor_leases_nor_cancellations(place: Place) -> None:
-    async with place.coordinator() as house, asyncio.timeout(10):
+    async with place.coordinator() as house, asyncio.timeout(60):
         held = await house.started(W1, "held")
         doomed = await house.started(W1, "doomed")
         await house.service.desk.cancel(DISPATCHER, run=doomed.task.run, root=None)
@@ -335,7 +335,7 @@ async def test_a_restart_loses_neither_queue_nor_leases_nor_cancellations(place:
         await house.service.desk.dispatch(DISPATCHER, a_task("waits-2"))
         offered = await house.poll(W1)
     place.clock.advance(3600)
-    async with place.coordinator() as house, asyncio.timeout(10):
+    async with place.coordinator() as house, asyncio.timeout(60):
         assert await house.renew(W1, held) == []
         assert await house.renew(W1, doomed) == [doomed.task.attempt_key]
         assert (await house.report(W1, held, 4)).accepted
@@ -346,10 +346,10 @@ async def test_a_restart_loses_neither_queue_nor_leases_nor_cancellations(place:
 
 
 async def test_after_a_restart_a_silent_worker_still_has_a_whole_lease(place: Place) -> None:
-    async with place.coordinator() as house, asyncio.timeout(10):
+    async with place.coordinator() as house, asyncio.timeout(60):
         await house.started(W1)
     place.clock.advance(3600)
-    async with place.coordinator() as house, asyncio.timeout(10):
+    async with place.coordinator() as house, asyncio.timeout(60):
         await house.pass_time(29)
         assert (await house.document(RUN))["status"] == 0
         await house.pass_time(2)
@@ -357,7 +357,7 @@ async def test_after_a_restart_a_silent_worker_still_has_a_whole_lease(place: Pl
 
 
 async def test_closing_ends_waiting_polls_and_streams(place: Place) -> None:
-    async with asyncio.timeout(10), asyncio.TaskGroup() as group:
+    async with asyncio.timeout(60), asyncio.TaskGroup() as group:
         async with place.coordinator() as house:
             await house.beat(W1)
             poll = group.create_task(house.service.desk.poll(W1, poller_id="p", labels={}))
@@ -369,7 +369,7 @@ async def test_closing_ends_waiting_polls_and_streams(place: Place) -> None:
 
 
 async def test_workers_are_listed_and_vanish_when_silent(place: Place) -> None:
-    async with place.coordinator() as house, asyncio.timeout(10):
+    async with place.coordinator() as house, asyncio.timeout(60):
         await house.service.desk.heartbeat(W1, labels={"gpu": "true"}, stats=WorkerStats(total_pollers=3))
         (info,) = await house.service.desk.workers(DISPATCHER)
         assert (info.worker, info.labels, info.stats.total_pollers, info.health) == ("w1", {"gpu": "true"}, 3, 1)
@@ -382,7 +382,7 @@ async def test_workers_are_listed_and_vanish_when_silent(place: Place) -> None:
 
 
 async def test_children_are_dispatched_by_the_holder_of_their_parent_only(place: Place) -> None:
-    async with place.coordinator() as house, asyncio.timeout(10):
+    async with place.coordinator() as house, asyncio.timeout(60):
         await house.started(W1)
         await house.beat(W2)
         child = a_task("c1", name="load", root=RUN, parent=RUN)
@@ -405,7 +405,7 @@ async def test_children_are_dispatched_by_the_holder_of_their_parent_only(place:
 
 
 async def test_when_a_parent_is_lost_its_children_are_cancelled(place: Place) -> None:
-    async with place.coordinator() as house, asyncio.timeout(10):
+    async with place.coordinator() as house, asyncio.timeout(60):
         await house.started(W1)
         await house.service.desk.dispatch(W1, a_task("c1", name="load", root=RUN, parent=RUN))
         await house.service.desk.dispatch(W1, a_task("c2", name="load", root=RUN, parent=RUN))

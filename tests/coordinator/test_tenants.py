@@ -36,12 +36,12 @@ def place(tmp_path: Path) -> Place:
 
 
 async def test_a_run_belongs_to_the_tenant_of_its_selector_and_still_does_after_a_restart(place: Place) -> None:
-    async with place.coordinator() as house, asyncio.timeout(10):
+    async with place.coordinator() as house, asyncio.timeout(60):
         await house.beat(W, labels=PAY)
         with pytest.raises(OtherTenant):
             await house.service.desk.dispatch(THEIRS, a_task(worker_selector=PAY))
         await house.service.desk.dispatch(OURS, a_task(worker_selector=PAY))
-    async with place.coordinator() as house, asyncio.timeout(10):
+    async with place.coordinator() as house, asyncio.timeout(60):
         reports = house.service.reports
         with pytest.raises(OtherTenant, match="'payments'"):
             await reports.run_status(THEIRS, run=RUN, root=None)
@@ -58,7 +58,7 @@ async def test_a_run_belongs_to_the_tenant_of_its_selector_and_still_does_after_
 
 async def test_a_repeated_dispatch_shows_nobody_the_task_of_another_tenant(place: Place) -> None:
     """The answer to a dispatch of an active run is its task, definition and parameters included."""
-    async with place.coordinator() as house, asyncio.timeout(10):
+    async with place.coordinator() as house, asyncio.timeout(60):
         await house.beat(W, labels=PAY)
         await house.service.desk.dispatch(OURS, a_task(worker_selector=PAY, params="secret"))
         for selector in ({}, PAY, {TENANT: "lab"}):
@@ -70,7 +70,7 @@ async def test_a_repeated_dispatch_shows_nobody_the_task_of_another_tenant(place
 
 async def test_a_label_of_a_workflow_cannot_say_whose_a_run_is(place: Place) -> None:
     definition = f"labels: ['{TENANT}=payments']\nsteps:\n  - name: one\n    run: echo hello\n"
-    async with place.coordinator() as house, asyncio.timeout(10):
+    async with place.coordinator() as house, asyncio.timeout(60):
         await house.beat(W)
         task = a_task(definition=definition, labels=f"{TENANT}=payments,team=x")
         accepted = await house.service.desk.dispatch(THEIRS, task)
@@ -79,7 +79,7 @@ async def test_a_label_of_a_workflow_cannot_say_whose_a_run_is(place: Place) -> 
 
 
 async def test_a_child_stays_in_the_tenant_of_its_root(place: Place) -> None:
-    async with place.coordinator() as house, asyncio.timeout(10):
+    async with place.coordinator() as house, asyncio.timeout(60):
         await house.beat(W, labels=PAY)
         await house.service.desk.dispatch(OURS, a_task(worker_selector=PAY))
         await house.take(W, PAY)
@@ -99,7 +99,7 @@ async def test_a_child_stays_in_the_tenant_of_its_root(place: Place) -> None:
 @pytest.mark.parametrize("asked", [{}, {"gpu": "true"}])
 async def test_nothing_runs_on_a_tenants_worker_but_the_tenants_own_tasks(place: Place, asked: dict[str, str]) -> None:
     """A dispatcher of nobody's could otherwise run its code on that machine, by a selector or by naming the worker."""
-    async with place.coordinator() as house, asyncio.timeout(10):
+    async with place.coordinator() as house, asyncio.timeout(60):
         await house.beat(worker("pay"), labels={**PAY, "gpu": "true"})
         for target in (None, worker("pay").worker):
             with pytest.raises(PreconditionFailed, match="no workers match"):
@@ -109,7 +109,7 @@ async def test_nothing_runs_on_a_tenants_worker_but_the_tenants_own_tasks(place:
 
 
 async def test_a_run_without_a_tenant_cannot_call_into_one(place: Place) -> None:
-    async with place.coordinator() as house, asyncio.timeout(10):
+    async with place.coordinator() as house, asyncio.timeout(60):
         await house.beat(worker("pay"), labels=PAY)
         await house.started(W)
         child = a_task("c1", name="child", root=RUN, parent=RUN, worker_selector=PAY)
@@ -118,7 +118,7 @@ async def test_a_run_without_a_tenant_cannot_call_into_one(place: Place) -> None
 
 
 async def test_what_a_worker_reports_of_itself_moves_no_run_to_another_tenant(place: Place) -> None:
-    async with place.coordinator() as house, asyncio.timeout(10):
+    async with place.coordinator() as house, asyncio.timeout(60):
         claim = await house.started(W)
         verdict = await house.report(W, claim, 1, labels=[f"{TENANT}=lab", "team=x"])
         assert verdict.accepted
@@ -128,7 +128,7 @@ async def test_what_a_worker_reports_of_itself_moves_no_run_to_another_tenant(pl
 
 
 async def test_workers_of_other_tenants_are_not_shown(place: Place) -> None:
-    async with place.coordinator() as house, asyncio.timeout(10):
+    async with place.coordinator() as house, asyncio.timeout(60):
         await house.beat(worker("pay"), labels=PAY)
         await house.beat(worker("free"))
 
@@ -142,7 +142,7 @@ async def test_workers_of_other_tenants_are_not_shown(place: Place) -> None:
 
 async def test_dry_run_tells_of_other_tenants_and_lets_the_call_through(place: Place) -> None:
     told: list[tuple[str, str, Deny]] = []
-    async with place.coordinator() as house, asyncio.timeout(10):
+    async with place.coordinator() as house, asyncio.timeout(60):
         await house.beat(W, labels=PAY)
         await house.service.desk.dispatch(OURS, a_task(worker_selector=PAY))
         tenants = Tenants(

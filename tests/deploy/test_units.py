@@ -187,7 +187,7 @@ def test_the_processes_run_with_exactly_these_settings(compose: dict[str, Any], 
                 said = api.post("/auth/login", json={"username": "admin", "password": password})
                 assert said.status_code == 200, said.text
                 api.headers["Authorization"] = f"Bearer {said.json()['token']}"
-                until = time.monotonic() + 20
+                until = time.monotonic() + 60
                 while (started := api.post("/dags/example-hello/start", json={})).status_code != 200:
                     assert time.monotonic() < until, started.text + working.text
                     time.sleep(0.2)

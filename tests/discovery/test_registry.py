@@ -79,7 +79,7 @@ async def test_an_instance_is_there_for_the_time_of_its_context_and_tells_its_st
     async with registered(registry, Service.SCHEDULER, HERE) as tell:
         assert Registry(tmp_path).read(Service.SCHEDULER) == (HERE,)
         tell(Status.INACTIVE)
-        async with asyncio.timeout(5):
+        async with asyncio.timeout(60):
             while Registry(tmp_path).read(Service.SCHEDULER)[0].status != Status.INACTIVE:  # noqa: ASYNC110 - a file
                 await asyncio.sleep(0.01)
     assert Registry(tmp_path).read(Service.SCHEDULER) == ()

@@ -73,7 +73,7 @@ class Edge:
 
     async def until(self, happening: str, count: int = 1) -> LinkEvent:
         """Wait for the nth event of a kind; return it."""
-        async with asyncio.timeout(10):
+        async with asyncio.timeout(60):
             while True:
                 found = [event for event in self.events if event.happening == happening]
                 if len(found) >= count:
@@ -83,7 +83,7 @@ class Edge:
 
     async def idle(self) -> None:
         """Wait until no connection is left."""
-        async with asyncio.timeout(10):
+        async with asyncio.timeout(60):
             while self.listener.connections:  # noqa: ASYNC110 - a number without an event of its own
                 await asyncio.sleep(0.005)
 

@@ -100,7 +100,7 @@ def faulty_server(good: ServerPolicy, context: SSL.Context, pair: Pair) -> Serve
 
 async def fail(policy: ClientPolicy | UnsafePlaintext, host: str, port: int, folder: Path) -> Verdict:
     """Dial through the dialer; return its verdict. gRPC's end must see a close."""
-    async with asyncio.timeout(20), open_dialer(policy, host, port, folder) as dialer:
+    async with asyncio.timeout(60), open_dialer(policy, host, port, folder) as dialer:
         reader, writer = await through(dialer)
         writer.write(b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n")
         with contextlib.suppress(ConnectionError):
@@ -536,7 +536,7 @@ async def test_both_ends_give_a_fault_the_same_code(
     stage = Stage(
         ca=our_ca, other_ca=other_ca, server=good_server, client=good_client, folder=folder, monkeypatch=monkeypatch
     )
-    async with asyncio.timeout(20):
+    async with asyncio.timeout(60):
         seen = await play(stage)
     for side, verdict in ((Side.SERVER, seen.server), (Side.CLIENT, seen.client)):
         if verdict is None:
@@ -654,7 +654,7 @@ async def test_a_plaintext_dialer_names_what_is_no_grpc_server(
     talk: Callable[[asyncio.StreamReader, asyncio.StreamWriter], Awaitable[None]], reason: Reason, folder: Path
 ) -> None:
     async with (
-        asyncio.timeout(10),
+        asyncio.timeout(60),
         serve(talk) as port,
         open_dialer(UnsafePlaintext(), "localhost", port, folder) as dialer,
     ):
@@ -781,7 +781,7 @@ async def openssl_client(openssl: str, port: int, ca: Ca, words: Sequence[str]) 
     )  # fmt: skip
     assert process.stdout is not None
     try:
-        async with asyncio.timeout(10):
+        async with asyncio.timeout(60):
             return (await process.stdout.read()).decode()
     finally:
         if process.returncode is None:

@@ -97,7 +97,7 @@ async def test_calls_and_a_large_upload_go_through_in_the_proven_callers_name(
 async def test_a_call_round_the_front_finds_nobody(good_server: ServerPolicy, folder: Path) -> None:
     """Whoever reaches the private socket without the listener is in no register, and the wall refuses it."""
     async with (
-        asyncio.timeout(20),
+        asyncio.timeout(60),
         grpc_edge(good_server, folder),
         channel(f"unix:{folder}/backend", "localhost") as open_channel,
     ):
@@ -106,7 +106,7 @@ async def test_a_call_round_the_front_finds_nobody(good_server: ServerPolicy, fo
 
 async def test_plaintext_calls_come_from_an_unproven_peer(folder: Path) -> None:
     async with (
-        asyncio.timeout(20),
+        asyncio.timeout(60),
         grpc_edge(UnsafePlaintext(), folder) as (port, _),
         open_dialer(UnsafePlaintext(), "localhost", port, folder) as dialer,
         channel(dialer.target, dialer.authority) as open_channel,
@@ -117,7 +117,7 @@ async def test_plaintext_calls_come_from_an_unproven_peer(folder: Path) -> None:
 async def test_a_failed_call_can_be_explained(good_server: ServerPolicy, folder: Path) -> None:
     """gRPC says `Socket closed`; the dialer knows why before the call has failed."""
     async with (
-        asyncio.timeout(20),
+        asyncio.timeout(60),
         grpc_edge(good_server, folder) as (port, _),
         open_dialer(UnsafePlaintext(), "localhost", port, folder) as dialer,
         channel(dialer.target, dialer.authority) as open_channel,
@@ -138,7 +138,7 @@ async def test_stock_grpc_tls_clients_work_with_the_edge(
     pair = our_ca.worker("stock")
     credentials = grpc.ssl_channel_credentials(our_ca.file.read_bytes(), pair.key.read_bytes(), pair.cert.read_bytes())
     async with (
-        asyncio.timeout(20),
+        asyncio.timeout(60),
         grpc_edge(good_server, folder) as (port, _),
         grpc.aio.secure_channel(f"localhost:{port}", credentials) as open_channel,
     ):

@@ -157,7 +157,7 @@ async def test_openssl_reports_every_reconnection_as_new(edge: Edge, our_ca: Ca)
     command += ["-key", str(pair.key), "-CAfile", str(our_ca.file), "-alpn", "h2", "-tls1_3", "-reconnect"]
     pipe = asyncio.subprocess.PIPE
     process = await asyncio.create_subprocess_exec(*command, stdin=pipe, stdout=pipe, stderr=asyncio.subprocess.STDOUT)
-    async with asyncio.timeout(20):
+    async with asyncio.timeout(60):
         said, _ = await process.communicate(b"Q\n")
     assert said.count(b"New, TLSv1.3") == 6
     assert b"Reused" not in said
@@ -171,7 +171,7 @@ def test_the_edge_works_on_uvloop(good_server: ServerPolicy, good_client: Client
             for server, client in ((good_server, good_client), (UnsafePlaintext(), UnsafePlaintext())):
                 (folder / "backend").unlink(missing_ok=True)
                 async with (
-                    asyncio.timeout(20),
+                    asyncio.timeout(60),
                     open_edge(server, folder) as edge,
                     open_dialer(client, "localhost", edge.port, folder) as dialer,
                 ):

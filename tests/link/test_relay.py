@@ -15,7 +15,7 @@ from tests.link.conftest import SETTINGS, Edge, open_dialer, open_edge, through
 
 async def test_bytes_come_back_whole_through_both_ends(edge: Edge, good_client: ClientPolicy, folder: Path) -> None:
     data = os.urandom(8 << 20)
-    async with asyncio.timeout(20), open_dialer(good_client, "localhost", edge.port, folder) as dialer:
+    async with asyncio.timeout(60), open_dialer(good_client, "localhost", edge.port, folder) as dialer:
         reader, writer = await through(dialer)
         assert await reader.readexactly(9) == SETTINGS
         async with asyncio.TaskGroup() as group:
@@ -41,7 +41,7 @@ async def test_bytes_come_back_whole_through_both_ends(edge: Edge, good_client: 
 async def test_the_end_of_one_direction_lets_the_other_finish(
     edge: Edge, good_client: ClientPolicy, folder: Path
 ) -> None:
-    async with asyncio.timeout(20), open_dialer(good_client, "localhost", edge.port, folder) as dialer:
+    async with asyncio.timeout(60), open_dialer(good_client, "localhost", edge.port, folder) as dialer:
         reader, writer = await through(dialer)
         writer.write(b"last words")
         writer.write_eof()
@@ -86,7 +86,7 @@ async def _is_stuck(writer: asyncio.StreamWriter) -> bool:
 
 
 async def test_cutting_a_peer_ends_its_links_only(edge: Edge, good_client: ClientPolicy, folder: Path) -> None:
-    async with asyncio.timeout(20), open_dialer(good_client, "localhost", edge.port, folder) as dialer:
+    async with asyncio.timeout(60), open_dialer(good_client, "localhost", edge.port, folder) as dialer:
         first = await through(dialer)
         assert await first[0].readexactly(9) == SETTINGS
         second = await through(dialer)
@@ -103,7 +103,7 @@ async def test_cutting_a_peer_ends_its_links_only(edge: Edge, good_client: Clien
 
 async def test_plaintext_by_its_name_goes_through_the_same_door(folder: Path) -> None:
     async with (
-        asyncio.timeout(20),
+        asyncio.timeout(60),
         open_edge(UnsafePlaintext(), folder) as edge,
         open_dialer(UnsafePlaintext(), "127.0.0.1", edge.port, folder) as dialer,
     ):
@@ -122,7 +122,7 @@ async def test_plaintext_by_its_name_goes_through_the_same_door(folder: Path) ->
 async def test_a_swapped_policy_is_used_by_the_next_connection(
     edge: Edge, good_client: ClientPolicy, folder: Path
 ) -> None:
-    async with asyncio.timeout(20), open_dialer(good_client, "localhost", edge.port, folder) as dialer:
+    async with asyncio.timeout(60), open_dialer(good_client, "localhost", edge.port, folder) as dialer:
         reader, writer = await through(dialer)
         assert await reader.readexactly(9) == SETTINGS
         edge.listener.policy = UnsafePlaintext()

@@ -146,7 +146,7 @@ async def test_dropping_a_ca_ends_the_links_that_are_built_on_it(
                           for peer in edge.register.peers()}  # fmt: skip
             assert objections == {"old": DenyReason.UNTRUSTED_CA, "w1": None}
             assert edge.register.cut(lambda peer: fresh.standing.objection(peer, now) is not None) == 1
-            async with asyncio.timeout(5):
+            async with asyncio.timeout(60):
                 assert await gone.read() == b""
             kept_writer.write(b"x")
             assert await kept.readexactly(1) == b"x"
@@ -166,7 +166,7 @@ async def test_a_dialer_ends_links_to_coordinators_that_no_longer_stand(
         dialer.policy = theirs
         now = datetime.now(UTC)
         assert dialer.cut(lambda peer: theirs.standing.objection(peer, now) is not None) == 1
-        async with asyncio.timeout(5):
+        async with asyncio.timeout(60):
             assert await reader.read() == b""
         writer.close()
 
@@ -195,7 +195,7 @@ async def test_a_handshake_that_began_before_a_swap_is_judged_by_the_new_policy(
         async with proxy, open_dialer(client_of(revoked, our_ca), "localhost",
                                       proxy.sockets[0].getsockname()[1], folder) as dialer:  # fmt: skip
             dialling = asyncio.create_task(dialer.check())
-            async with asyncio.timeout(10):
+            async with asyncio.timeout(60):
                 await arrived.wait()
                 edge.listener.policy = policy_of(pair, [our_ca], folder, signed_list(our_ca, serial_of(revoked)))
                 gate.set()

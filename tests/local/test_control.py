@@ -82,7 +82,7 @@ def running(
 
 
 def wait_for(path: Path) -> None:
-    deadline = time.monotonic() + 30
+    deadline = time.monotonic() + 60
     while not (path.exists() and path.read_text()):
         assert time.monotonic() < deadline, f"{path} was not written"
         time.sleep(0.01)

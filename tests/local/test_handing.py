@@ -48,7 +48,7 @@ class Site(Struct):
 
     async def until_it_waits_for(self, reason: Waiting) -> None:
         """Wait until the queue says so."""
-        async with asyncio.timeout(10):
+        async with asyncio.timeout(60):
             while reason not in await self.waits_for():  # noqa: ASYNC110 - a file tells it
                 await asyncio.sleep(0.01)
 

@@ -201,7 +201,7 @@ async def test_readers_share_and_a_maker_waits_for_them(place: Place, held: list
     held.append(await place.store.lock("/a", exclusive=False, stop=stop))
     async with asyncio.TaskGroup() as group:
         maker = group.create_task(place.store.lock("/a", exclusive=True, stop=stop))
-        async with asyncio.timeout(5):
+        async with asyncio.timeout(60):
             held.append(await place.store.lock("/b", exclusive=True, stop=stop))  # another file: nobody's business
         assert not maker.done()
         os.close(first)

@@ -221,7 +221,7 @@ async def test_a_stop_cancels_the_children(tmp_path: Path) -> None:
     children, stop, seen = Children(texts={"kid": KID}), asyncio.Event(), Seen()
     children.holds = True
     text = "steps: [{name: a, action: dag.run, with: {dag: kid}, parallel: [x, y]}]"
-    async with asyncio.timeout(10), asyncio.TaskGroup() as group:
+    async with asyncio.timeout(60), asyncio.TaskGroup() as group:
         group.create_task(run(text, tmp_path, children=children, stop=stop, seen=seen))
         await children.started.wait()
         stop.set()

@@ -317,9 +317,11 @@ def test_a_restart_that_was_killed_after_the_stop_is_finished_by_the_next_schedu
     home.looked_at(at - minutes(1), "job")
 
     async def killed(scheduler: Scheduler) -> None:
-        with contextlib.suppress(TimeoutError):
-            async with asyncio.timeout(0.5):
-                await scheduler.tick(at)
+        async with asyncio.TaskGroup() as group:
+            ticking = group.create_task(scheduler.tick(at))
+            await until(attempt.is_cancel_requested)
+            ticking.cancel()
+        assert ticking.cancelled()
 
     with _running(home, began=began) as (run, attempt):
         home.with_scheduler(killed)

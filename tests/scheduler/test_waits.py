@@ -52,7 +52,7 @@ async def test_a_reason_is_logged_when_it_changes_and_not_at_each_try() -> None:
     line = Stubborn(Waiting.NO_WORKER, Waiting.NO_WORKER, Waiting.NO_MATCHING_WORKER)
     with capture_logs() as logs:
         working = asyncio.create_task(QueueProcessor(line, failure_threshold=3).run_forever())
-        async with asyncio.timeout(20):
+        async with asyncio.timeout(60):
             await line.is_done.wait()
         working.cancel()
         with contextlib.suppress(asyncio.CancelledError):

@@ -16,7 +16,7 @@ from datetime import datetime
 from pathlib import Path
 
 PROGRAM = Path(sys.executable).with_name("secure-dagu")
-PATIENCE_S = 30.0
+PATIENCE_S = 60.0
 
 
 class Service:

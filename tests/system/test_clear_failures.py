@@ -232,7 +232,7 @@ def until_listening(port: int) -> None:
     """Wait until somebody listens on `port`."""
 
     async def connect() -> None:
-        async with asyncio.timeout(10):
+        async with asyncio.timeout(60):
             while True:
                 try:
                     _, writer = await asyncio.open_connection("127.0.0.1", port)

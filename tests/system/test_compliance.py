@@ -98,7 +98,7 @@ def test_the_report_tells_when_the_audit_log_was_last_verified_and_that_it_was_c
             return report, dict(line.rsplit(" ", 1) for line in lines if not line.startswith("#")), heads
 
         def until(holds: Callable[[dict[str, Any], dict[str, str]], bool]) -> tuple[dict[str, Any], list[str]]:
-            ends = time.monotonic() + 20
+            ends = time.monotonic() + 60
             while True:
                 report, series, heads = look()
                 if holds(report, series):

@@ -22,7 +22,7 @@ from tests.system.hosts import PROGRAM, Host, Service
 QUICK = "steps:\n  - id: a\n    run: echo done\n"
 
 
-def until(holds: Callable[[], bool], *, seconds: float = 20.0) -> None:
+def until(holds: Callable[[], bool], *, seconds: float = 60.0) -> None:
     """Ask again and again until something holds."""
     ends = time.monotonic() + seconds
     while not holds():

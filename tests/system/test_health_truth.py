@@ -23,7 +23,7 @@ def asked(url: str) -> tuple[int, Any]:
 
 def until(url: str, holds: Callable[[int, Any], bool]) -> Any:
     """Wait until an answer is as wanted."""
-    end = time.monotonic() + 30
+    end = time.monotonic() + 60
     while not holds(*(found := asked(url))):
         assert time.monotonic() < end, found
         time.sleep(0.1)

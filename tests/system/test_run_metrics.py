@@ -21,7 +21,7 @@ def series(api: Api, name: str) -> float:
 
 def until(api: Api, name: str, wanted: float) -> None:
     """Wait until a series has a value."""
-    deadline = time.monotonic() + 10
+    deadline = time.monotonic() + 60
     while (found := series(api, name)) != wanted:
         assert time.monotonic() < deadline, f"{name} is {found}, not {wanted}"
         time.sleep(0.05)

@@ -90,7 +90,7 @@ DAGS = {
 
 def until(what: Callable[[], Any], wanted: Callable[[Any], bool]) -> Any:
     """Ask until the answer is wanted; return it."""
-    end = time.monotonic() + 20
+    end = time.monotonic() + 60
     while not wanted(found := what()):
         assert time.monotonic() < end, found
         time.sleep(0.05)

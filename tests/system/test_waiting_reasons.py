@@ -42,7 +42,7 @@ def ending(file: Path) -> Iterator[None]:
 
 def eventually(look: Callable[[], bool], what: Callable[[], object]) -> None:
     """Wait until something is seen."""
-    end = time.monotonic() + 40
+    end = time.monotonic() + 60
     while not look():
         assert time.monotonic() < end, what()
         time.sleep(0.1)

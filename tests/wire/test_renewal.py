@@ -45,7 +45,7 @@ async def test_an_upload_ends_on_the_old_connection(house: House, channel_to: Ca
         await go_on.wait()
         yield chunk().SerializeToString()
 
-    async with asyncio.timeout(20), asyncio.TaskGroup() as group:
+    async with asyncio.timeout(60), asyncio.TaskGroup() as group:
         upload = group.create_task(channel.upload(SERVICE + "StreamLogs", chunks(), None))
         await begun.wait()
         renewal = group.create_task(channel.renew())
@@ -68,7 +68,7 @@ async def test_calls_without_rest_do_not_notice(house: House, channel_to: Callab
             count += 1
         return count
 
-    async with asyncio.timeout(30), asyncio.TaskGroup() as group:
+    async with asyncio.timeout(60), asyncio.TaskGroup() as group:
         callers = [group.create_task(call()) for _ in range(4)]
         for _ in range(10):
             assert await channel.renew() is None

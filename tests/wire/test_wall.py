@@ -419,7 +419,7 @@ async def test_calls_are_counted_by_method_and_code(house: House, client: Remote
     with pytest.raises(Refused):
         await client.heartbeat(WORKER, labels={}, stats=WorkerStats())
     series = house.calls.method("unary", "coordinator.v1.CoordinatorService", "Heartbeat")
-    async with asyncio.timeout(5):
+    async with asyncio.timeout(60):
         while sum(series.handled.values()) < 2:  # noqa: ASYNC110 - counted after the answer has left
             await asyncio.sleep(0)
     assert series.handled == {"OK": 1, "PERMISSION_DENIED": 1}

@@ -94,7 +94,7 @@ def test_logs_are_byte_identical_after_any_outages(
         )
         shipper = make_shipper(coordinator, timings)
         writers: dict[tuple[str, LogStream], Writer] = {}
-        async with asyncio.timeout(10), asyncio.TaskGroup() as group:
+        async with asyncio.timeout(60), asyncio.TaskGroup() as group:
             group.create_task(shipper.ship())
             for step, stream, data in pieces:
                 writer = writers.setdefault((step, stream), Writer(folder, shipper, step, stream))

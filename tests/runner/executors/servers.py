@@ -34,7 +34,7 @@ class Postgres:
 
 def until(is_ready: Callable[[], bool], process: subprocess.Popen[bytes]) -> None:
     """Wait for a server that has no other way to tell that it listens."""
-    end = time.monotonic() + 20
+    end = time.monotonic() + 60
     while not is_ready():
         assert process.poll() is None, "the server has ended"
         assert time.monotonic() < end, "the server does not answer"

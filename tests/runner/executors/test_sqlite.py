@@ -67,7 +67,7 @@ class StopsRun(Seen):
 async def stopped_at(text: str, base: Path) -> Seen:
     """Run and stop; every wait on the way has to notice."""
     seen = StopsRun()
-    async with asyncio.timeout(10):
+    async with asyncio.timeout(25):
         return await run(text, base, seen=seen, stop=seen.stop)
 
 

@@ -28,7 +28,7 @@ class Stream:
     async def frame(self) -> dict[str, Any]:
         """Return the next frame: `event`, `id` and parsed `data`."""
         found: dict[str, Any] = {}
-        async with asyncio.timeout(10):
+        async with asyncio.timeout(60):
             async for line in self._lines:
                 if line.startswith(":"):
                     self.comments += 1
