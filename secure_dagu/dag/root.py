@@ -45,6 +45,8 @@ def read_settings(report: Report, root: Mapping) -> dict[str, Any]:
     for key, (field, minimum) in _NUMBERS.items():
         if (node := root.get(key)) is not None:
             settings[field] = reading.integer(report, node, key, minimum=minimum)
+    if not settings.get("retention_days", 1):
+        del settings["retention_days"]  # 0 asks for the default: it must not delete every run
     if root.get("hist_retention_days") is not None and root.get("hist_retention_runs") is not None:
         report.problem(
             root.keys["hist_retention_runs"], "hist_retention_runs", "hist_retention_days and this exclude each other"

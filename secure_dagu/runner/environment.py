@@ -206,9 +206,11 @@ def _with_params(scope: Scope, bound: params.Params) -> Scope:
 def _dotenv(run: Place, scope: Scope) -> dict[str, str]:
     """Return what dotenv files say: each in the working directory, else beside the DAG's file; missing ones count not.
 
-    Relative paths only come from there; a file that cannot be read or parsed is a warning.
+    Relative paths only come from there; a file that cannot be read or parsed is a warning. An empty list is no file.
     """
     values: dict[str, str] = {}
+    if not run.dag.dotenv:
+        return values
     places = [root_dir(run, scope), *([run.request.dag_dir] if run.request.dag_dir else [])]
     for name in dict.fromkeys((".env", *run.dag.dotenv)):
         asked = resolve(name, scope, FieldMode.HOST)

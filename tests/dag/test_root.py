@@ -26,14 +26,14 @@ def problems(text: str, **options: Any) -> str:
 def test_every_setting_is_read_into_its_field() -> None:
     found = dag(
         "retry_policy: {limit: '3', backoff: true}\nskip_if_successful: true\ncatchup_window: 2d12h\n"
-        "overlap_policy: latest\nhist_retention_days: 0\ncontainer: {image: alpine}\n"
+        "overlap_policy: latest\nhist_retention_days: 3\ncontainer: {image: alpine}\n"
         "resources: {limits: {cpu: 500m, memory: 1Gi}}\ns3: {region: r}\nredis: {host: h, port: 1}\n"
         "smtp: {host: m, port: '25'}\nmail_on: {failure: true, success: false}\n"
         "error_mail: {from: a@b, to: [c@d], prefix: p, attach_logs: true}\nregistry_auths: {r.io: {auth: x}, q: y}\n"
     )
     assert found.retry == DagRetry(limit=3, interval_s=60.0, backoff=2.0, max_interval_s=3600.0)
     assert (found.skip_if_successful, found.catchup_window, found.overlap_policy) == (True, "2d12h", "latest")
-    assert (found.retention_days, found.retention_runs) == (0, 0)
+    assert (found.retention_days, found.retention_runs) == (3, 0)
     assert found.container == {"image": "alpine"}
     assert found.resources == Resources(cpu_millicores=500, memory_bytes=2**30)
     assert found.step_defaults == {
@@ -44,6 +44,10 @@ def test_every_setting_is_read_into_its_field() -> None:
     assert found.mail_on == {"failure": True, "success": False}
     assert found.mails == {"error_mail": {"from": "a@b", "to": ["c@d"], "prefix": "p", "attach_logs": True}}
     assert found.registry_auths == {"r.io": {"auth": "x"}, "q": "y"}
+
+
+def test_no_days_of_retention_are_the_default() -> None:
+    assert dag("hist_retention_days: 0").retention_days == dag("").retention_days == 30
 
 
 @pytest.mark.parametrize(

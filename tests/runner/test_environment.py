@@ -59,6 +59,13 @@ steps: [{name: a, run: 'echo "$A|$B|$C|$D|$F"'}]
     assert seen.out("a") == "2|x y|l\n2|1-1-$NOPE|x y\n"
 
 
+async def test_an_empty_list_of_dotenv_files_is_none_at_all(tmp_path: Path) -> None:
+    (tmp_path / "work").mkdir()
+    (tmp_path / "work" / ".env").write_text("A=1\n")
+    seen = await run("dotenv: []\nsteps: [{name: a, run: 'echo [$A]'}]", tmp_path)
+    assert seen.out("a") == "[]\n"
+
+
 async def test_a_broken_dotenv_file_is_a_warning(tmp_path: Path) -> None:
     (tmp_path / "work").mkdir()
     (tmp_path / "work" / ".env").write_bytes(b"A=\xff\xfe\n")
