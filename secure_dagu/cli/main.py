@@ -151,7 +151,7 @@ class Parser(argparse.ArgumentParser):
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the command line; return the exit code."""
-    output.open_closed_streams()
+    output.open_streams()
     words = list(sys.argv[1:] if argv is None else argv)
     as_json = "--json" in words
     try:
@@ -191,6 +191,9 @@ def parse(words: Sequence[str]) -> argparse.Namespace:
 
         completion.complete_contexts(parser)
         argcomplete.autocomplete(parser)
+    for word in words:
+        if not word.isascii() and any("\ud800" <= char <= "\udfff" for char in word):  # bytes that are no UTF-8
+            raise UsageError(f"an argument is not UTF-8 text: {word}", parser)
     own, params = _split(words)
     args, unknown = parser.parse_known_args(flags.spell_out(own, parser))
     if isinstance(getattr(args, "dag", None), list) and not any(word.startswith("-") for word in unknown):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import json
 import os
 import sys
@@ -11,16 +12,20 @@ from typing import Any
 from secure_dagu.errors import SecureDaguError
 
 
-def open_closed_streams() -> None:
-    """Put /dev/null where standard input, output or error is closed (`>&-`).
+def open_streams() -> None:
+    """Make standard input, output and error what every command counts on.
 
-    The next file that is opened would otherwise become the standard output of everything that runs here.
+    /dev/null stands where one is closed (`>&-`): the next file that is opened would otherwise become the standard
+    output of everything that runs here. Text is UTF-8 whatever the locale says, and what is no text is shown escaped.
     """
     while (number := os.open(os.devnull, os.O_RDWR)) < 3:
         os.set_inheritable(number, True)
     os.close(number)
     sys.stdout = sys.stdout or os.fdopen(1, "w", closefd=False)
     sys.stderr = sys.stderr or os.fdopen(2, "w", closefd=False)
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(encoding="utf-8", errors="backslashreplace")
 
 
 def print_json(document: Any) -> None:

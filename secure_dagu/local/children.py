@@ -54,9 +54,9 @@ class LocalChildren:
                 return ChildResult(status=status, document=before)
         from secure_dagu.local.runs import new_attempt_id  # that module imports this one
 
-        attempt = record.add_attempt(new_attempt_id(record), now=datetime.now(UTC))
         start = self._child_start(request, run)
-        attempt.write_definition({**start.snapshot(), "params": _masked(request.params, request.secrets)})
+        snapshot = {**start.snapshot(), "params": _masked(request.params, request.secrets)}
+        attempt = record.begin_attempt(new_attempt_id(record), snapshot, now=datetime.now(UTC))
         task = replace(
             self._task,
             operation=Operation.RETRY if before else Operation.START,

@@ -22,12 +22,13 @@ def candidate(name: str, dags_dir: Path) -> Path:
     given = Path(name).expanduser() if name.startswith("~") else Path(name)
     if given.is_absolute() or given.is_file():
         return given.absolute()
-    if given.suffix in _SUFFIXES:
-        return dags_dir / given
-    for suffix in _SUFFIXES:
-        if (path := dags_dir / f"{name}{suffix}").is_file():
+    names = [name] if given.suffix in _SUFFIXES else [f"{name}{suffix}" for suffix in _SUFFIXES]
+    for one in names:
+        if (path := dags_dir / one).is_file():
             return path
-    return dags_dir / f"{name}.yaml"
+    if name.startswith(("./", "../")) or (name and os.path.lexists(name)):
+        return given.absolute()  # it is no file: said of what was meant, not of a workflow that is called so
+    return dags_dir / names[0]
 
 
 def files(dags_dir: Path) -> list[Path]:

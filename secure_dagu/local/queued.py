@@ -14,7 +14,7 @@ from typing import Any
 from msgspec.structs import replace
 
 from secure_dagu.dag.model import Step
-from secure_dagu.errors import Conflict, NotFound, WrongState
+from secure_dagu.errors import Conflict, NotFound, Unavailable, WrongState
 from secure_dagu.local.places import Places
 from secure_dagu.local.queue import Item, Queues, check_queue
 from secure_dagu.local.runs import Retry, Start, new_attempt_id
@@ -44,7 +44,11 @@ def enqueue(places: Places, start: Start, *, high: bool = False) -> Record:
     check_queue(start.queue)
     now = datetime.now(UTC)
     record = places.records.create(start.run, now=now)
-    _queue_first(places, record, start, now, high=high)
+    try:
+        _queue_first(places, record, start, now, high=high)
+    except Unavailable:
+        places.records.remove(record)  # it stands nowhere, and the id is free again
+        raise
     return record
 
 
@@ -65,8 +69,7 @@ def enqueue_once(places: Places, start: Start, *, high: bool = False) -> Record:
 
 
 def _queue_first(places: Places, record: Record, start: Start, now: datetime, *, high: bool) -> None:
-    attempt = record.add_attempt(new_attempt_id(record), now=now)
-    attempt.write_definition(start.snapshot())
+    attempt = record.begin_attempt(new_attempt_id(record), start.snapshot(), now=now)
     attempt.write(json.dumps(document(start, attempt.attempt_id, now), ensure_ascii=False))
     Queues(places.queues).put(start.queue, start.run, now=now, high=high)
     attempt.sync()  # last: one write of the disk's journal covers all of it

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import re
 import shutil
 from collections.abc import Iterator
@@ -11,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from secure_dagu.dag.model import Dag
+from secure_dagu.errors import Unavailable
 from secure_dagu.local.places import Places
 from secure_dagu.run.model import RunStatus
 from secure_dagu.store.records import Record
@@ -22,7 +24,8 @@ def clean(places: Places, dag: Dag, *, keep: Record) -> None:
     """Delete what the DAG's retention no longer holds; a run that is active, and `keep`, stay."""
     for record in old_runs(places, dag):
         if record.path != keep.path and not is_active(record):
-            delete(places, record)
+            with contextlib.suppress(Unavailable):  # the next run's end tries again
+                delete(places, record)
 
 
 def old_runs(places: Places, dag: Dag) -> Iterator[Record]:
@@ -43,7 +46,11 @@ def is_active(record: Record) -> bool:
 
 
 def delete(places: Places, record: Record) -> None:
-    """Delete a run: logs, artifacts, working directory, record; those of its children too."""
+    """Delete a run: logs, artifacts, working directory, record; those of its children too.
+
+    Raises:
+        Unavailable: its record is still there.
+    """
     run = record.run
     for attempt in (*record.attempts(), *(one for child in record.children() for one in _attempts(record, child))):
         document = attempt.status()
@@ -52,6 +59,11 @@ def delete(places: Places, record: Record) -> None:
         _remove_run_folder(str(Path(log).parent) if isinstance(log, str) else None, document)
     shutil.rmtree(places.work_folder(run=run, root=run).parent, ignore_errors=True)
     places.records.remove(record)
+    if record.path.exists():
+        raise Unavailable(
+            f"dag-run {run.run_id} cannot be deleted", why=f"the system does not let {record.path} go",
+            fix="look at the disk and the rights of paths.data_dir",
+        )  # fmt: skip
 
 
 def _attempts(record: Record, child: str) -> list[Any]:

@@ -265,8 +265,9 @@ class LocalRuns:
             is_held: this process holds that attempt already, and has marked it as running.
         """
         if attempt is None:
-            attempt = record.add_attempt(attempt_id or new_attempt_id(record), now=datetime.now(UTC))
-        attempt.write_definition(start.snapshot())
+            attempt = self._begun(record, start, attempt_id or new_attempt_id(record))
+        else:
+            attempt.write_definition(start.snapshot())
         task = task_of(start, attempt.attempt_id, retry)
         running, queue = self.places.running, start.queue or start.run.name
         with contextlib.ExitStack() as stack:
@@ -280,6 +281,14 @@ class LocalRuns:
         retention.clean(self.places, start.loaded.main, keep=record)
         return final
 
+    def _begun(self, record: Record, start: Start, attempt_id: AttemptId) -> Attempt:
+        try:
+            return record.begin_attempt(attempt_id, start.snapshot(), now=datetime.now(UTC))
+        except Unavailable:
+            if not record.attempts():
+                self.places.records.remove(record)  # the id is free again
+            raise
+
     async def retry_child(
         self, root: Record, child: Record, start: Start, retry: Retry, *, stop: asyncio.Event, is_held: bool = False
     ) -> dict[str, Any]:
@@ -287,8 +296,7 @@ class LocalRuns:
 
         `is_held`: this process holds the root's attempt already.
         """
-        attempt = child.add_attempt(new_attempt_id(child), now=datetime.now(UTC))
-        attempt.write_definition(start.snapshot())
+        attempt = child.begin_attempt(new_attempt_id(child), start.snapshot(), now=datetime.now(UTC))
         parent = json.loads(retry.previous)["parent"]
         task = replace(
             task_of(start, attempt.attempt_id, retry),

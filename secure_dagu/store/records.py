@@ -236,11 +236,32 @@ class Record(Struct, frozen=True):
     path: Path
 
     def add_attempt(self, attempt_id: AttemptId, *, now: datetime, hidden: bool = False) -> Attempt:
-        """Make the folder of a new attempt, which is the latest one from now on; `hidden`: once it is shown."""
+        """Make the folder of a new attempt, which is the latest one from now on; `hidden`: once it is shown.
+
+        Raises:
+            Unavailable: the disk refuses.
+        """
         stamp = now.strftime("%Y%m%d_%H%M%S_") + f"{now.microsecond // 1000:03d}Z"
         path = self.path / f"{'.' if hidden else ''}a_{stamp}_{attempt_id}"
-        path.mkdir(mode=0o750, parents=True)
+        try:
+            path.mkdir(mode=0o750, parents=True)
+        except OSError as error:
+            raise _refused(path, error) from error
         return Attempt(path)
+
+    def begin_attempt(self, attempt_id: AttemptId, snapshot: Mapping[str, Any], *, now: datetime) -> Attempt:
+        """Make a new attempt with what it is started with. It is the latest one then, or nothing has changed.
+
+        Raises:
+            Unavailable: the disk refuses.
+        """
+        attempt = self.add_attempt(attempt_id, now=now)
+        try:
+            attempt.write_definition(snapshot)
+        except Unavailable:  # one that says nothing would hide what the one before it came to
+            shutil.rmtree(attempt.path, ignore_errors=True)
+            raise
+        return attempt
 
     def attempts(self) -> list[Attempt]:
         """Return the attempts that are not hidden, oldest first."""
@@ -317,7 +338,7 @@ class Records:
                 file.write(where.encode())
             path.mkdir(mode=0o750, parents=True)
         except OSError as error:
-            raise self._refused(error) from error
+            raise _refused(self._folder, error) from error
         return Record(run, path)
 
     @contextlib.contextmanager
@@ -328,7 +349,7 @@ class Records:
             ids.mkdir(mode=0o750, parents=True, exist_ok=True)
             handle = os.open(ids.with_name(".ids.lock"), os.O_CREAT | os.O_RDWR | os.O_CLOEXEC, 0o640)
         except OSError as error:
-            raise self._refused(error) from error
+            raise _refused(self._folder, error) from error
         try:
             until = time.monotonic() + TURN_S
             while True:
@@ -343,18 +364,12 @@ class Records:
                         ) from error  # fmt: skip
                     time.sleep(0.001)
                 except OSError as error:
-                    raise self._refused(error) from error
+                    raise _refused(self._folder, error) from error
             yield
         finally:
             with contextlib.suppress(OSError):
                 fcntl.flock(handle, fcntl.LOCK_UN)  # a fork of this process may hold a copy
             os.close(handle)
-
-    def _refused(self, error: OSError) -> Unavailable:
-        return Unavailable(
-            "the run cannot be recorded", why=f"{self._folder}: {os.strerror(error.errno or 0)}",
-            fix="look at the disk and the rights of paths.data_dir",
-        )  # fmt: skip
 
     def find(self, run: DagRunRef) -> Record | None:
         """Return a root run by its id; None when there is none, or only hidden attempts."""
@@ -423,6 +438,8 @@ class Records:
         """Remove the record of a root run with its children; what its steps left is the caller's to remove first."""
         shutil.rmtree(record.path, ignore_errors=True)
         note_change(record.path)
+        if record.path.exists():
+            return  # the disk refused: what is left of it is found by its id still
         taken = self._folder / record.run.name / "ids" / record.run.run_id
         with (
             contextlib.suppress(OSError, Unavailable),
@@ -478,6 +495,13 @@ def record_at(folder: Path, where: str) -> Record | None:
     if len(parts) != _DEPTH or found is None or not DAG_NAME.match(parts[0]) or ".." in parts:
         return None
     return Record(DagRunRef(parts[0], found[2]), folder / where)
+
+
+def _refused(path: Path, error: OSError) -> Unavailable:
+    return Unavailable(
+        "the run cannot be recorded", why=f"{path}: {os.strerror(error.errno or 0)}",
+        fix="look at the disk and the rights of paths.data_dir",
+    )  # fmt: skip
 
 
 def _replace(path: Path, data: bytes, *, sync: bool) -> None:

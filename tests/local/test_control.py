@@ -17,6 +17,7 @@ import pytest
 
 from tests.local.command import Host
 
+OK = "steps: [{run: echo hello}]"
 LONG = """
 handler_on: {exit: {run: echo bye > bye}}
 working_dir: .
@@ -258,6 +259,44 @@ def test_a_retry_that_makes_no_sense_changes_nothing(words: tuple[str, ...], sai
     assert (done.code, done.out) == (1, "")
     assert said in done.err
     assert len(host.attempts("flow")) == 1
+
+
+def test_what_a_full_disk_prevents_changes_nothing(host: Host) -> None:
+    flow = host.file("flow.yaml", OK)
+    host.ok("start", "-r", "one", flow)
+
+    def without_room(*words: str) -> str:
+        program = ["sh", "-c", 'ulimit -f 0; exec "$@"', "-", *PROGRAM, *words, "--dagu-home", str(host.home)]
+        done = subprocess.run(program, cwd=host.folder, capture_output=True, text=True, timeout=60, check=False)
+        assert (done.returncode, done.stdout) == (1, "")
+        return done.stderr
+
+    assert "Error: dag.json of a run cannot be written: " in without_room("retry", "-r", "one", flow)
+    assert "Error: the run cannot be recorded: " in without_room("start", "-r", "two", flow)
+    assert "Error: the run cannot be recorded: " in without_room("enqueue", "-r", "two", flow)
+    assert "Result: Succeeded" in host.ok("status", flow)
+    host.ok("start", "-r", "two", flow)
+
+
+def test_what_cannot_be_deleted_is_not_called_deleted(host: Host) -> None:
+    flow = host.file("flow.yaml", OK)
+    host.ok("start", "-r", "one", flow)
+    [attempt] = host.attempts("flow")
+    for folder in (attempt.parents[1], attempt.parent):
+        folder.chmod(0o500)
+    program = ["setpriv", "--bounding-set=-dac_override"] if os.geteuid() == 0 else []  # or root may do anything
+    try:
+        for words in (("retry", "-r", "one", flow), ("rm", "-H", "-f", flow)):
+            program_words = [*program, *PROGRAM, *words, "--dagu-home", str(host.home)]
+            done = subprocess.run(program_words, cwd=host.folder, capture_output=True, text=True, check=False)
+            assert (done.returncode, done.stdout) == (1, "")
+            assert "fix: look at the disk and the rights of paths.data_dir" in done.stderr
+            assert ("dag-run one cannot be deleted" in done.stderr) is (words[0] == "rm")
+    finally:
+        for folder in (attempt.parents[1], attempt.parent):
+            folder.chmod(0o750)
+    host.ok("rm", "-H", "-f", flow)
+    assert not host.attempts("flow")
 
 
 def test_a_queued_run_is_listed_until_it_is_taken_out(host: Host) -> None:

@@ -211,6 +211,29 @@ def test_nobody_has_to_read_what_a_run_says(tmp_path: Path) -> None:
     assert (tmp_path / "ran").read_text() == "x\n" * 4
 
 
+def test_output_is_utf8_whatever_the_locale_says_and_arguments_have_to_be(tmp_path: Path) -> None:
+    (tmp_path / "flow.yaml").write_text("steps: [{id: a, run: 'printf \"\\303\\274\"'}]")
+    words = [sys.executable, "-m", "secure_dagu.cli.main", "start", "flow.yaml"]
+    env = {"PATH": "/usr/bin:/bin", "DAGU_HOME": str(tmp_path / "home"), "LC_ALL": "POSIX", "PYTHONUTF8": "0"}
+    done = subprocess.run(words, cwd=tmp_path, env=env, capture_output=True, timeout=60, check=False)
+    assert (done.returncode, "    \u00fc\n".encode() in done.stdout, "└─a (".encode() in done.stdout) == (0, True, True)
+    odd = subprocess.run([*words, "--", b"a=\xff"], cwd=tmp_path, env=env, capture_output=True, timeout=60, check=False)
+    assert (odd.returncode, odd.stdout) == (1, b"")
+    assert odd.stderr.startswith(b"Error: an argument is not UTF-8 text: a=")
+    assert len(list((tmp_path / "home").glob("data/dag-runs/flow/dag-runs/*/*/*/dag-run_*"))) == 1
+
+
+@pytest.mark.parametrize("meant", ["folder", "./folder", "./gone.yaml", "link.yaml"])
+def test_what_is_no_file_is_said_of_the_path_that_was_meant(meant: str, host: Host) -> None:
+    (host.folder / "folder").mkdir()
+    (host.folder / "link.yaml").symlink_to("nowhere")
+    done = host.run("start", meant)
+    assert done.err.startswith(f'Error: failed to load DAG from {meant}: failed to read file "{host.folder / meant}": ')
+    (host.home / "dags").mkdir(parents=True)
+    (host.home / "dags" / "folder.yaml").write_text(OK)
+    assert host.run("start", meant).code == (0 if meant.endswith("folder") else 1)
+
+
 def test_dry_shows_the_steps_as_succeeded_and_leaves_nothing(host: Host) -> None:
     flow = host.file("flow.yaml", "steps: [{id: a, run: touch /tmp/never-$$}, {id: b, run: exit 3, depends: a}]")
     out = host.ok("dry", flow)
