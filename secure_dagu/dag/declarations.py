@@ -148,12 +148,16 @@ def _pattern(report: Report, node: Node | None, path: str) -> str:
 def _is_schema(node: Mapping) -> bool:
     """Tell the two schema forms from a plain map of defaults."""
     if "schema" in node.entries and node.entries.keys() <= {"schema", "values"}:
-        return True
+        source = node.entries["schema"]
+        is_word = isinstance(source, Scalar) and not _PLACE.search(nodes.scalar_text(source))
+        return "values" in node.entries or not is_word
     kind = node.entries.get("type")
     properties = node.entries.get("properties")
     return isinstance(kind, Scalar) and kind.text == "object" and isinstance(properties, Mapping)
 
 
+_PLACE = re.compile(r"[/\\]|\.(?:json|ya?ml)$")
+"""What makes `schema: text` a file; without `values` and without this it is a parameter of that name."""
 _SCHEMA_NAMES = {"minLength": "min_length", "maxLength": "max_length"}
 _SCHEMA_FIELDS = frozenset({"name", "type", "default", "description", "enum", "minimum", "maximum", "pattern"})
 _SAYS_NOTHING = frozenset({"title", "examples", "$comment", "deprecated", "readOnly", "writeOnly"})

@@ -54,7 +54,7 @@ class Words(Struct, frozen=True):
 
 
 def parse_input(text: str) -> Words:
-    """Parse caller input: words (`k=v`, `k="a b"`, positional), a JSON object, or a JSON array.
+    """Parse caller input: words (`k=v`, `k="a b"`, positional), a JSON object, or a JSON array of values and objects.
 
     Raises:
         DefinitionError: more than `MAX_INPUT_BYTES`.
@@ -67,11 +67,17 @@ def parse_input(text: str) -> Words:
     data = formats.json_container(stripped)
     if isinstance(data, dict):
         return Words(data, (), (), stripped)
-    if isinstance(data, list):
-        return Words({}, tuple(data), tuple(range(1, len(data) + 1)), stripped)
     named: dict[str, Any] = {}
     positional: list[Any] = []
     positions: list[int] = []
+    if isinstance(data, list):
+        for position, item in enumerate(data, 1):
+            if isinstance(item, dict) and item and all(_KEY.fullmatch(key) for key in item):
+                named.update(item)
+            else:
+                positional.append(item)
+                positions.append(position)
+        return Words(named, tuple(positional), tuple(positions), stripped)
     for position, word in enumerate(split_words(stripped), 1):
         key, equals, value = word.partition("=")
         if equals and _KEY.fullmatch(key):

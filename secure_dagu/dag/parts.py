@@ -153,13 +153,13 @@ def _count(report: Report, node: Node | None, path: str, default: str) -> str:
 
 
 def backoff(report: Report, node: Node | None, path: str) -> float:
-    """Read `backoff`: true is 2.0; a number must be greater than 1; 0.0 means none."""
+    """Read `backoff`: true is 2.0; a number must be greater than 1, or 0, which is none."""
     if node is None:
         return 0.0
     value = nodes.scalar_value(node) if isinstance(node, Scalar) else None
     if isinstance(value, bool):
         return 2.0 if value else 0.0
-    if isinstance(value, int | float) and 1.0 < value < 1e6:
+    if isinstance(value, int | float) and (value == 0 or 1.0 < value < 1e6):
         return float(value)
     report.problem(node, path, "expected true, false or a number greater than 1")
     return 0.0

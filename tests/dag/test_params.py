@@ -37,6 +37,8 @@ def bound(text: str, caller: str) -> Params:
         ("q1 alpha=7", '{"alpha":"7","flag":"true","zeta":"q1"}', "q1", "7"),
         ('{"zeta":"j","alpha":3,"flag":false}', '{"zeta":"j","alpha":3,"flag":false}', "j", "3"),
         ('["x",4]', '["x",4]', "x", "4"),
+        ('["x",{"alpha":4}]', '["x",{"alpha":4}]', "x", "4"),
+        ('[{"alpha":4},"x"]', '[{"alpha":4},"x"]', "x", "4"),
         ('zeta="a b" alpha=8', '{"alpha":"8","flag":"true","zeta":"a b"}', "a b", "8"),
         ("zeta=a=b", '{"alpha":"5","flag":"true","zeta":"a=b"}', "a=b", "5"),
     ],
@@ -311,3 +313,13 @@ def test_what_is_no_integer_is_not_made_one(given: str) -> None:
 def test_what_is_no_number_is_not_made_one(given: str) -> None:
     with pytest.raises(DefinitionError, match="to number"):
         bound("params: [{name: p, type: number}]\nsteps: [{run: x}]", f"p={given}")
+
+
+@pytest.mark.parametrize("value", ["prod", "true", "1.5", "''"])
+def test_a_parameter_may_be_called_schema(value: str) -> None:
+    params = bound(f"params: {{schema: {value}}}\nsteps: [{{run: x}}]", "")
+    assert params.named == {"schema": value.strip("'")}
+
+
+def test_an_object_in_a_list_whose_keys_are_no_names_is_one_value() -> None:
+    assert bound("steps: [{run: x}]", '[{"a b":1},2]').env == {"1": '{"a b":1}', "2": "2"}

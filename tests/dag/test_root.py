@@ -46,6 +46,13 @@ def test_every_setting_is_read_into_its_field() -> None:
     assert found.registry_auths == {"r.io": {"auth": "x"}, "q": "y"}
 
 
+def test_a_backoff_of_nothing_is_none() -> None:
+    for nothing in ("false", "0", "0.0"):
+        retry = dag(f"retry_policy: {{limit: 1, backoff: {nothing}}}").retry
+        assert retry is not None
+        assert retry.backoff == 0.0
+
+
 def test_no_days_of_retention_are_the_default() -> None:
     assert dag("hist_retention_days: 0").retention_days == dag("").retention_days == 30
 
