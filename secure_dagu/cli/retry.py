@@ -55,7 +55,9 @@ async def run(args: argparse.Namespace) -> int:
     status = RunStatus(document.get("status", RunStatus.FAILED))
     if attempt.is_alive() or status is RunStatus.QUEUED:
         raise Conflict(
-            f"dag-run {args.run_id} cannot be retried", why=f"it is {status.word}", fix="wait for its end, or stop it"
+            f"dag-run {args.run_id} cannot be retried",
+            why=f"it is {status.word}" if status in (RunStatus.QUEUED, RunStatus.RUNNING) else "its run goes on",
+            fix="wait for its end, or stop it",
         )
     kept = start_of(record.run, attempt.definition())
     if args.step and args.step not in _names(kept.loaded.main.steps):

@@ -155,10 +155,15 @@ def dequeue(places: Places, run: DagRunRef) -> Item | None:
     if attempt is None:
         raise NotFound(f"dag-run ID {run.run_id} not found for DAG {run.name}")
     _check_queued(run, attempt)
-    with attempt.alive():  # nobody starts it meanwhile
-        _check_queued(run, attempt)
-        queue = str(attempt.status().get("procGroup") or run.name)
-        attempt.hide()
+    try:
+        with attempt.alive():  # nobody starts it meanwhile
+            _check_queued(run, attempt)
+            queue = str(attempt.status().get("procGroup") or run.name)
+            attempt.hide()
+    except Unavailable as error:
+        if attempt.path.exists():
+            raise
+        raise NotFound(f"dag-run ID {run.run_id} not found for DAG {run.name}") from error  # hidden meanwhile
     found = next((item for item in Queues(places.queues).items(queue) if item.run == run), None)
     if found is not None:
         found.take()

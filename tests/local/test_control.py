@@ -15,6 +15,7 @@ from pathlib import Path
 
 import pytest
 
+from secure_dagu.store.records import Attempt
 from tests.local.command import Host
 
 OK = "steps: [{run: echo hello}]"
@@ -286,12 +287,15 @@ def test_what_cannot_be_deleted_is_not_called_deleted(host: Host) -> None:
         folder.chmod(0o500)
     program = ["setpriv", "--bounding-set=-dac_override"] if os.geteuid() == 0 else []  # or root may do anything
     try:
-        for words in (("retry", "-r", "one", flow), ("rm", "-H", "-f", flow)):
+        for words, said in (
+            (("retry", "-r", "one", flow), "the run cannot be recorded"),
+            (("rm", "-H", "-f", flow), "dag-run one cannot be deleted"),
+        ):
             program_words = [*program, *PROGRAM, *words, "--dagu-home", str(host.home)]
             done = subprocess.run(program_words, cwd=host.folder, capture_output=True, text=True, check=False)
             assert (done.returncode, done.stdout) == (1, "")
+            assert done.stderr.startswith(f"Error: {said}: ")
             assert "fix: look at the disk and the rights of paths.data_dir" in done.stderr
-            assert ("dag-run one cannot be deleted" in done.stderr) is (words[0] == "rm")
     finally:
         for folder in (attempt.parents[1], attempt.parent):
             folder.chmod(0o750)
@@ -323,6 +327,32 @@ def test_a_queue_that_cannot_be_leaves_no_record(host: Host) -> None:
     assert "'no queue' is no name of a queue" in done.err
     assert host.run("status", flow).code == 1
     assert not host.attempts("flow")
+
+
+def test_of_many_who_take_a_run_out_of_its_queue_one_does(host: Host) -> None:
+    flow = host.file("flow.yaml", OK)
+    for run_id in ("one", "two"):
+        host.ok("enqueue", "-r", run_id, flow)
+    env = {"PATH": "/usr/bin:/bin", "DAGU_HOME": str(host.home)}
+    takers = [
+        subprocess.Popen([*PROGRAM, "dequeue", "flow", "-d", "flow:one"], env=env, stderr=subprocess.PIPE)
+        for _ in range(4)
+    ]
+    for taker in takers:
+        taker.communicate(timeout=60)
+    assert sorted(taker.returncode for taker in takers) == [0, 1, 1, 1]
+    assert "two" in host.ok("history")
+
+
+def test_a_run_that_begins_just_now_stays_in_its_queue(host: Host) -> None:
+    flow = host.file("flow.yaml", OK)
+    host.ok("enqueue", "-r", "one", flow)
+    [folder] = host.attempts("flow")
+    with Attempt(folder).alive():  # as the scheduler does
+        done = host.run("dequeue", "flow")
+    assert (done.code, done.out) == (1, "")
+    assert "Queued" in host.ok("status", flow)
+    assert host.ok("dequeue", "flow") == ""
 
 
 def test_a_dag_with_a_queue_of_its_own_is_retried_through_it(host: Host) -> None:
