@@ -270,13 +270,13 @@ def stream(report: Report, node: Node | None, path: str, *, publishes: bool) -> 
     return StreamTarget(artifact=artifact, outputs=None if outputs is None else nodes.plain_value(outputs))
 
 
-def max_concurrent(report: Report, node: Node | None, path: str, name: str) -> int:
-    """Read how many items are worked on at a time; `name` is what the message calls the field."""
+def max_concurrent(report: Report, node: Node | None, path: str) -> int:
+    """Read how many items are worked on at a time."""
     if node is None:
         return 10
     value = nodes.scalar_value(node) if isinstance(node, Scalar) else None
     if isinstance(value, bool) or not isinstance(value, int) or not 1 <= value <= 1000:
-        report.problem(node, name, f"{path}: must be an integer from 1 to 1000")
+        report.problem(node, path, "must be an integer from 1 to 1000")
         return 10
     return value
 

@@ -299,7 +299,7 @@ def _parallel(report: Report, node: Node, path: str) -> Parallel:
     if isinstance(node, Mapping):
         reading.table(report, node, path, schema.PARALLEL)
         items = node.get("items")
-        max_concurrent = parts.max_concurrent(report, node.get("max_concurrent"), path, "parallel.max_concurrent")
+        max_concurrent = parts.max_concurrent(report, node.get("max_concurrent"), f"{path}.max_concurrent")
     if items is None:
         report.problem(node, path, "items is required")
         return Parallel()

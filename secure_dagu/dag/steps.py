@@ -182,7 +182,7 @@ def _foreach(report: Report, read: Read, around: Surroundings, outer: set[str]) 
         steps=tuple(_body(report, entry, f"{path}.steps", around, outer)),
         as_name=as_name,
         key=reading.text(report, entry.get("key"), f"{path}.key"),
-        max_concurrent=parts.max_concurrent(report, entry.get("max_concurrent"), path, "foreach.max_concurrent"),
+        max_concurrent=parts.max_concurrent(report, entry.get("max_concurrent"), f"{path}.max_concurrent"),
         collect=_collect(report, entry.get("collect"), f"{path}.collect"),
     )
 

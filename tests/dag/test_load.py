@@ -311,7 +311,7 @@ S = "steps: [{run: x}]\n"
         ("steps: [{action: dag.run, with: {dag: a}, parallel: {items: [1], max: 1}}]", ["parallel", "max"]),
         (
             "steps: [{action: dag.run, with: {dag: a}, parallel: {items: [1], max_concurrent: x}}]",
-            ["parallel.max_concurrent", "integer"],
+            ["steps[0].parallel.max_concurrent", "integer"],
         ),
         (
             "steps: [{action: dag.run, with: {dag: a}, parallel: {items: [1], max_concurrent: 1001}}]",

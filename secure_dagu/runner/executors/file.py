@@ -281,7 +281,7 @@ def _move(job: Job) -> Answer:
             os.rename(source, destination)
         except OSError as error:
             if error.errno != errno.EXDEV:
-                raise
+                raise DefinitionError(f"{source} cannot be moved to {destination}", why=f"{error.strerror}") from None
             _check_recursive(job, source, facts)
             _Copying(job.stopped, follow=False, overwrite=job.flag("overwrite"), dry=False).any(
                 source, destination, facts

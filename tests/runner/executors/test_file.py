@@ -178,6 +178,7 @@ def other_disk(work: Path) -> Iterator[Path]:
 async def test_move_renames_a_folder_and_copies_it_to_another_disk_only_when_told(work: Path, other_disk: Path) -> None:
     (work / "src").mkdir()
     (work / "src/f").write_text("x")
+    assert "cannot be moved to" in error_of(await act(work, "move", source="src", destination="none/d"))
     assert (await said(work, "move", source="src", destination="d"))["moved"] is True
     assert "recursive" in error_of(await act(work, "move", source="d", destination=f"{other_disk}/d"))
     assert (await said(work, "move", source="d", destination=f"{other_disk}/d", recursive=True))["moved"] is True
