@@ -8,7 +8,7 @@ const field = form.querySelector("textarea");
 const state = form.querySelector("[data-base-state]");
 const problem = form.querySelector("[data-base-error]");
 const button = form.querySelector("button");
-let saved = field.value;
+let saved = field.defaultValue; // as it was written into the page: somebody may have typed before this ran
 
 function say(text, kind = "") {
   if (state.textContent !== text) state.textContent = text;
@@ -54,4 +54,5 @@ if (button) {
   window.addEventListener("beforeunload", (event) => {
     if (field.value !== saved) event.preventDefault();
   });
+  changed();
 }

@@ -16,7 +16,7 @@ const notice = part("notice");
 const dialog = document.querySelector("[data-conflict]");
 const draftKey = `secure-dagu-draft:${form.dataset.url}`;
 
-let saved = field.value;
+let saved = field.defaultValue; // as it was written into the page: somebody may have typed before this ran
 let digest = form.dataset.digest;
 let told = digest;
 let problems = [];

@@ -46,7 +46,11 @@ function grow(field) {
 }
 
 if (form) {
-  for (const field of form.querySelectorAll("[data-value]")) field.dataset.first = field.value;
+  // What the server wrote, not what is there now: somebody may have chosen before this ran, and browsers bring values back.
+  const fresh = form.cloneNode(true);
+  fresh.reset();
+  const firsts = fresh.querySelectorAll("[data-value]");
+  form.querySelectorAll("[data-value]").forEach((field, index) => { field.dataset.first = firsts[index].value; });
   for (const field of form.querySelectorAll("textarea")) {
     grow(field);
     field.addEventListener("input", () => grow(field));

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import asyncio
+import contextlib
 import re
+from collections.abc import AsyncIterator
 
 import pytest
 from axe_playwright_python.async_playwright import Axe
-from playwright.async_api import Page, expect
+from playwright.async_api import Page, Route, expect
 
 from secure_dagu.dispatch.operating import Outlook, Placement, Waiting
 from tests.web.pages.operating_site import looking, open_browser
@@ -247,6 +250,51 @@ async def test_start_with_awkward_values_and_defaults_that_are_not_sent(site: Si
     await expect(page.locator("#run-head")).to_contain_text("succeeded")
     await page.goto("/dag-runs/typed/mine-1/log?step=show")
     await expect(page.locator(".log-line").first).to_contain_text('staging 1 a "quoted" \\ word, $HOME')
+
+
+@contextlib.asynccontextmanager
+async def late(page: Page, script: str) -> AsyncIterator[None]:
+    """Hold a script back until the end of the context; then wait until the page is loaded with it."""
+    gate = asyncio.Event()
+
+    async def hold(route: Route) -> None:
+        await gate.wait()
+        await route.continue_()
+
+    await page.route(f"**/{script}*", hold)
+    yield
+    gate.set()
+    await page.wait_for_load_state("load")
+
+
+async def test_what_was_chosen_before_the_scripts_came_is_sent(site: Site, page: Page) -> None:
+    """Once it passed for the default, which is not sent, and the run got the default."""
+    write(site, "typed", TYPED)
+    async with late(page, "start.js"):
+        await page.goto("/dags/typed/start", wait_until="commit")
+        await page.get_by_label("where", exact=True).select_option("production")
+        await page.get_by_label("word").fill("early")
+    await page.get_by_label("count").fill("2")
+    async with page.expect_request("**/start") as asked:
+        await page.get_by_role("button", name="Start").click()
+    assert (await asked.value).post_data_json == {"params": 'where="production" count="2" word="early"'}
+
+
+@pytest.mark.parametrize(
+    ("path", "script", "label", "state"),
+    [
+        ("/dags/early/edit", "editor.js", "Text of the definition", "[data-editor-state]"),
+        ("/base-config", "basetext.js", "Text of the base configuration", "[data-base-state]"),
+    ],
+)
+async def test_what_was_typed_before_the_scripts_came_is_not_saved_yet(
+    site: Site, page: Page, path: str, script: str, label: str, state: str
+) -> None:
+    write(site, "early")
+    async with late(page, script):
+        await page.goto(path, wait_until="commit")
+        await page.get_by_label(label).fill("queue: mine\n")
+    await expect(page.locator(state)).to_have_text("unsaved changes")
 
 
 async def test_enqueue_and_what_is_refused_is_said(site: Site, page: Page) -> None:
