@@ -7,11 +7,13 @@ from collections.abc import Collection, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-from msgspec import Struct
-
 from secure_dagu.config.known import OLD_NAMES, is_unused
 from secure_dagu.config.values import Raw
 from secure_dagu.errors import ConfigError
+from secure_dagu.trimmed import trimmed
+
+with trimmed(missing=("typing_extensions",)):  # the first to import it; `typing` has what it wants
+    from msgspec import Struct
 
 MAX_BYTES = 1 << 20
 MAX_NODES = 20_000

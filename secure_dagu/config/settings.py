@@ -79,7 +79,7 @@ def setting(default: Any, help: str, **more: Any) -> Any:  # noqa: A002 - the wo
 class Section:
     """Settings that belong together: given by keyword, else their defaults, and never changed.
 
-    What `dataclass` would be for, but it writes and compiles eight functions for each class: together 10 ms of every
+    What `dataclass` would be for, but it writes and compiles eight functions for each class: together 15 ms of every
     start, also of `--help`, and 0.3 MiB of every service.
     """
 

@@ -16,7 +16,6 @@ from cryptography import x509
 from cryptography.x509.oid import ExtendedKeyUsageOID
 from msgspec import Struct
 from msgspec.structs import replace
-from OpenSSL import SSL, crypto
 
 from secure_dagu.dispatch.model import Role
 from secure_dagu.errors import ConfigError
@@ -26,6 +25,10 @@ from secure_dagu.security.grants import Grants
 from secure_dagu.security.identity import Identity
 from secure_dagu.security.mapping import Holder, Rule
 from secure_dagu.security.revocation import Standing
+from secure_dagu.trimmed import TYPING, trimmed
+
+with trimmed(instead=TYPING):
+    from OpenSSL import SSL, crypto
 
 ALPN: Final = b"h2"
 HTTP: Final = b"http/1.1"

@@ -7,9 +7,8 @@ import hashlib
 import secrets
 from typing import Final, Literal
 
-from cryptography.hazmat.primitives import hashes, padding, serialization
+from cryptography.hazmat.primitives import hashes, serialization
 from cryptography.hazmat.primitives.asymmetric import ec, ed25519, rsa
-from cryptography.hazmat.primitives.ciphers import Cipher, algorithms, modes
 from cryptography.hazmat.primitives.serialization import Encoding, NoEncryption, PrivateFormat, PublicFormat
 
 from secure_dagu.security.secret import Secret
@@ -99,6 +98,10 @@ _AES_256_CBC: Final = bytes.fromhex("060960864801650304012a")
 
 
 def _encrypted(plain: bytes, password: bytes) -> bytes:
+    # Only who keeps a key under a passphrase needs ciphers: a worker does not.
+    from cryptography.hazmat.primitives import padding
+    from cryptography.hazmat.primitives.ciphers import Cipher, algorithms, modes
+
     salt, start = secrets.token_bytes(16), secrets.token_bytes(16)
     key = hashlib.scrypt(password, salt=salt, n=_N, r=_R, p=_P, dklen=32, maxmem=64 << 20)
     filler = padding.PKCS7(128).padder()

@@ -17,7 +17,7 @@ from datetime import UTC, datetime
 from typing import Any, TextIO
 
 from secure_dagu.telemetry import lines
-from secure_dagu.telemetry.trimmed import trimmed
+from secure_dagu.trimmed import trimmed
 
 with trimmed(missing=("rich", "greenlet"), hollow=("pickle",)):
     import structlog

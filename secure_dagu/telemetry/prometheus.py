@@ -7,7 +7,7 @@ imported, and whoever imports them afterwards gets the real ones.
 
 from __future__ import annotations
 
-from secure_dagu.telemetry.trimmed import trimmed
+from secure_dagu.trimmed import trimmed
 
 with trimmed(hollow=("gzip", "http.server", "socketserver", "urllib.error", "urllib.request", "wsgiref.simple_server")):
     import prometheus_client  # noqa: F401 - the names below come out of it

@@ -5,9 +5,13 @@ from __future__ import annotations
 import os
 import sys
 
+from secure_dagu.trimmed import TYPING, trimmed
+
 
 def prepare() -> None:
-    """Set what must stand before the first import of grpc. A second call, by a second service, changes nothing.
+    """Set what must stand before the first import of grpc, and import it.
+
+    A second call, by a second service, changes nothing.
 
     Raises:
         RuntimeError: grpc is imported already, so that the settings would be ignored without a word.
@@ -24,3 +28,5 @@ def prepare() -> None:
     environment.setdefault("GRPC_EXPERIMENTS", "-event_engine_listener")
     # Otherwise the core writes lines of its own format to stderr, between ours.
     environment.setdefault("GRPC_VERBOSITY", "NONE")
+    with trimmed(instead=TYPING):
+        import grpc.aio  # noqa: F401 - the others find it

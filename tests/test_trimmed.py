@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import importlib
+import subprocess
 import sys
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
-from secure_dagu.telemetry.trimmed import trimmed
+from secure_dagu.trimmed import trimmed
 
 
 @pytest.fixture
@@ -45,6 +46,28 @@ def test_what_somebody_has_already_stays(library: str) -> None:
         found = importlib.import_module(library)
     assert issubclass(found.Both, server.Server)
     assert sys.modules["trimmed_server"] is server
+
+
+def test_what_is_put_instead_has_its_names_and_no_others_and_is_gone_afterwards(library: str) -> None:
+    with trimmed(instead={"trimmed_server": {"Server": KeyError}}), pytest.raises(ImportError, match="Handler"):
+        importlib.import_module(library)
+    with trimmed(instead={"trimmed_server": {"Server": KeyError, "Handler": type("Handler", (), {})}}):
+        found = importlib.import_module(library)
+    assert issubclass(found.Both, KeyError)
+    assert issubclass(importlib.import_module("trimmed_server").Server, OSError)
+
+
+def test_what_is_deprecated_works_without_typing_extensions() -> None:
+    code = (
+        "import sys\nimport secure_dagu.config.document\nfrom secure_dagu.link import context\n"
+        "print('typing_extensions' in sys.modules)\n"
+        "from OpenSSL import crypto\nprint(crypto.X509Name.__name__, callable(crypto.get_elliptic_curves))\n"
+        "import typing_extensions\nprint(hasattr(typing_extensions, 'TypedDict'))"
+    )
+    done = subprocess.run(
+        [sys.executable, "-W", "ignore", "-c", code], capture_output=True, text=True, timeout=60, check=True
+    )
+    assert done.stdout == "False\nX509Name True\nTrue\n"
 
 
 @pytest.mark.usefixtures("library")
