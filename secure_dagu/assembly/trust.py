@@ -12,7 +12,7 @@ import json
 from collections.abc import AsyncIterator, Mapping
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING, Any, Final
 
 import structlog
 
@@ -43,7 +43,9 @@ if TYPE_CHECKING:
 log = structlog.get_logger()
 
 ANSWERS_S: Final = 0.05
-"""Between the end of the open calls of a peer and that of its link: their answers, which name the reason, go out."""
+"""Between the answers of the open calls of a peer, which name the reason, and the end of its link: they go out."""
+LATEST_S: Final = 1.0
+"""How long those answers may take: a peer that does not read does not keep its link."""
 LOOK_AT_PEERS_S: Final = 5.0
 """How often live peers are looked at whose certificate has ended, and the list of peers is written."""
 RENEW_LIST_S: Final = 3600.0
@@ -133,9 +135,12 @@ class _Coordinator:
         }
         if not doomed:
             return doomed
+        calls: list[asyncio.Task[Any]] = []
         for reason in {reason for _, reason in doomed.values()}:
             hit = frozenset(name for name, (_, why) in doomed.items() if why is reason)
-            self._gate.cut(lambda peer, hit=hit: peer.connection in hit, cut_error(reason))  # type: ignore[misc]
+            calls += self._gate.cut(lambda peer, hit=hit: peer.connection in hit, cut_error(reason))  # type: ignore[misc]
+        if calls:
+            await asyncio.wait(calls, timeout=LATEST_S)
         await asyncio.sleep(ANSWERS_S)
         count = self._edge.register.cut(lambda peer: peer.connection in doomed)
         log.warning("peers.cut", links=count, reasons=sorted({reason.value for _, reason in doomed.values()}))

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import asyncio
 import uuid
-from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
 from datetime import UTC, datetime
 from enum import Enum
 from time import perf_counter
@@ -140,13 +140,13 @@ class Gate:
         self._told: WeakSet[SecureDaguError] = WeakSet()
         self.is_draining = False
 
-    def cut(self, which: Callable[[Peer], bool], error: SecureDaguError) -> int:
-        """End the open polls and streams of some peers with `error`; return how many there were."""
+    def cut(self, which: Callable[[Peer], bool], error: SecureDaguError) -> Sequence[asyncio.Task[Any]]:
+        """End the open polls and streams of some peers with `error`; return them: each is over once it has answered."""
         hit = [task for task, peer in self._calls.items() if which(peer)]
         for task in hit:
             self._cut[task] = error
             task.cancel()
-        return len(hit)
+        return hit
 
     def wrap(self, method: Method) -> grpc.RpcMethodHandler[bytes, bytes]:
         """Return the handler to register for a method."""

@@ -148,7 +148,9 @@ async def test_a_step_that_ends_well_in_spite_of_a_stop_has_succeeded(tmp_path: 
 
 async def test_a_step_may_choose_its_stop_signal(tmp_path: Path) -> None:
     script = "trap 'echo got-int; exit 0' INT; trap '' TERM; echo ready; while :; do sleep 0.01 || :; done"
-    seen = await run_and_stop(f'steps: [{{name: a, signal_on_stop: SIGINT, run: "{script}"}}]', tmp_path)
+    seen = await run_and_stop(
+        f'max_clean_up_time_sec: 15\nsteps: [{{name: a, signal_on_stop: SIGINT, run: "{script}"}}]', tmp_path
+    )
     assert seen.out("a").endswith("got-int\n")
 
 

@@ -15,6 +15,8 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+import pytest
+
 from tests.ports import free_port
 from tests.system.conftest import Cluster
 from tests.system.hosts import PROGRAM, Host, Service
@@ -207,6 +209,7 @@ def test_coordinators_and_workers_find_each_other_in_a_shared_folder(cluster: Cl
         assert not entry.exists(), "an orderly end takes the entry along"
 
 
+@pytest.mark.timeout(400)  # some thirty commands one after another
 def test_a_drained_worker_gets_nothing_new_over_a_restart_until_it_is_freed(cluster: Cluster, tmp_path: Path) -> None:
     (tmp_path / "quick.yaml").write_text(QUICK)
     (tmp_path / "long.yaml").write_text("steps:\n  - id: a\n    run: echo begun; sleep 3; echo over\n")

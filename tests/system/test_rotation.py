@@ -6,12 +6,16 @@ import asyncio
 import json
 import shutil
 import urllib.request
+from collections.abc import AsyncIterator
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
+from typing import Any
+
+import pytest
 
 from bench import rotation as load
 from bench.cluster import Cluster as LoadedCluster
-from bench.cluster import client
+from bench.cluster import client, task
 from secure_dagu.assembly.trust import is_due, sign_again
 from secure_dagu.dispatch.model import Caller, Role
 from secure_dagu.errors import SecureDaguError, Unauthenticated
@@ -74,27 +78,28 @@ def test_a_stolen_key_loses_its_open_calls_and_does_not_come_back(cluster: Clust
     """T06: a call in flight ends with the reason, a new link is refused with the alert; neighbours do not notice."""
     pki = cluster.host.home / "pki"
     cluster.host.ok("pki", "issue", "admin", "second", "--out", str(pki))
-    with cluster.coordinator():
+    with cluster.coordinator(), cluster.worker("w1"):
         asyncio.run(_steal(cluster, pki))
+
+
+async def _to_the_end(events: AsyncIterator[Any]) -> None:
+    async for _ in events:
+        pass
 
 
 async def _steal(cluster: Cluster, pki: Path) -> None:
     reached = LoadedCluster.__new__(LoadedCluster)
     reached.port, reached.pki = cluster.port, pki
     async with asyncio.timeout(60), client(reached, "second") as thief, client(reached, "operator") as neighbour:
-        await thief.runs(ADMIN, name=None, run_id=None, limit=1)
-        await neighbour.runs(ADMIN, name=None, run_id=None, limit=1)
+        long = task("long", "r1", "steps: [{run: sleep 60}]\n")
+        await neighbour.dispatch(ADMIN, long)
+        events = thief.follow(ADMIN, run=long.run, with_logs=False)
+        await anext(events)
         await asyncio.to_thread(cluster.host.ok, "pki", "revoke", "admin/second")
+        with pytest.raises(Unauthenticated, match="revoked"):
+            await _to_the_end(events)
+        await neighbour.runs(ADMIN, name=None, run_id=None, limit=1)
         error: SecureDaguError | None = None
-        while error is None:
-            try:
-                await thief.runs(ADMIN, name=None, run_id=None, limit=1)
-            except SecureDaguError as caught:
-                error = caught
-            await neighbour.runs(ADMIN, name=None, run_id=None, limit=1)
-            await asyncio.sleep(0.02)
-        assert isinstance(error, Unauthenticated)
-        assert "revoked" in str(error)
         while not isinstance(error, LinkRefused):
             try:
                 await thief.runs(ADMIN, name=None, run_id=None, limit=1)
