@@ -39,16 +39,17 @@ def test_a_run_says_the_status_of_each_step_in_a_word_and_counts_them() -> None:
     document = {
         "name": "d", "dagRunId": "r", "status": int(RunStatus.RUNNING),
         "nodes": [_node("a", StepStatus.SUCCEEDED, stdout="/x"), _node("b", StepStatus.NOT_STARTED, "a", "gone")],
-        "onExit": _node("onExit", StepStatus.NOT_STARTED),
+        "onExit": _node("onExit", StepStatus.RUNNING),
+        "onFailure": _node("onFailure", StepStatus.NOT_STARTED),  # it is shown once it runs
     }  # fmt: skip
     drawn = graph.of_run(run_view(FoundRun(document=document)).steps)
     assert drawn is not None
     boxes = drawn.drawings[0].boxes
     assert [(box.vertex.name, box.more, box.vertex.has_log, box.vertex.is_handler) for box in boxes] == [
-        ("a", "succeeded", True, False), ("b", "not started", False, False), ("onExit", "not started", False, True),
+        ("a", "succeeded", True, False), ("b", "not started", False, False), ("onExit", "running", False, True),
     ]  # fmt: skip
     assert [edge.status for edge in drawn.drawings[0].edges] == [StepStatus.SUCCEEDED]
-    assert drawn.counts == ((StepStatus.NOT_STARTED, 2), (StepStatus.SUCCEEDED, 1))
+    assert drawn.counts == ((StepStatus.NOT_STARTED, 1), (StepStatus.RUNNING, 1), (StepStatus.SUCCEEDED, 1))
 
 
 def test_a_long_name_is_cut_in_its_box() -> None:
