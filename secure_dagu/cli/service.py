@@ -22,21 +22,12 @@ async def run(args: argparse.Namespace, what: str) -> int:
     from secure_dagu.config.load import load
 
     configure(loaded := load(args))
-    _import_cryptography()
     if what == "coordinator":
         from secure_dagu.assembly.coordinator import run_coordinator as serve
     else:
         from secure_dagu.assembly.worker import run_worker as serve
     await serve(loaded)
     return 0
-
-
-def _import_cryptography() -> None:
-    """Import it without keys in SSH's formats, and the ciphers that only those would need: 0.4 MiB of every service."""
-    from secure_dagu.trimmed import trimmed
-
-    with trimmed(hollow=("cryptography.hazmat.primitives.serialization.ssh",)):
-        import cryptography.hazmat.primitives.serialization  # noqa: F401 - the others find it
 
 
 def configure(loaded: Loaded) -> None:

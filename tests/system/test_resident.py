@@ -22,7 +22,6 @@ sys.exit(main.main(sys.argv[1:]))
 
 NOBODY = (
     r"rich|greenlet|difflib|pydantic\w*|starlette|uvicorn|jinja2|alembic|httpx|httptools|requests|asyncssh|boto3|psycopg|redis"
-    r"|cryptography\.hazmat\.primitives\.serialization\.ssh"
     r"|zipfile|csv|lzma|bz2|stringprep|importlib\.(metadata\._\w+|resources)|google\.protobuf\.(text_format|internal\.decoder)"
     r"|http\.(client|server)|urllib\.request|socketserver|wsgiref|html|mimetypes|unittest|multiprocessing"
     r"|ruamel|secure_dagu\.dag\.(load|nodes|values)|secure_dagu\.(web|local|scheduler)|secure_dagu\.runner\.(runner|executors)"
@@ -30,7 +29,6 @@ NOBODY = (
 """Servers and clients that other commands are, and what comes with the first definition."""
 WORKER = (
     r"pickle|zoneinfo|tomllib|h11|sqlalchemy|sqlite3|tarfile|typing_extensions"
-    r"|cryptography\.hazmat\.(decrepit|primitives\.(ciphers|padding))"
     r"|secure_dagu\.coordinator|secure_dagu\.assembly\.(coordinator|enrolment|recording|audit)|secure_dagu\.run\.machine"
     r"|secure_dagu\.pki\.(authority|certificates|directory|enrolment|opening|profiles)"
     r"|secure_dagu\.(audit|dag|runner\.api|dispatch\.operating|security\.compliance)"
