@@ -75,6 +75,8 @@ def test_only_ids_that_are_plain_folder_names_pass(text: str) -> None:
 @contextlib.contextmanager
 def ordinary_user() -> Iterator[Path]:
     """Act as a user to whom a folder's mode means something; yield a folder of that user."""
+    import concurrent.futures.thread  # noqa: F401 - that user may not be able to read Python's files
+
     ground = Path(tempfile.mkdtemp())
     if os.geteuid() == 0:
         os.chown(ground, NOBODY, NOBODY)
