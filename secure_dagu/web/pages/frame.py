@@ -63,6 +63,7 @@ MENU: Final = (
     (
         "Administration",
         (
+            ("/secrets", "Secrets", "vault", Need.AUDIT),
             ("/users", "Users", "users", Need.ADMIN),
             ("/api-keys", "API keys", "key", Need.ADMIN),
             ("/api-docs", "API reference", "api", Need.READ),
@@ -83,6 +84,8 @@ SHORTCUTS: Final = (
     (("n",), "New definition, where there is a list of them"),
     (("s",), "Start the definition shown"),
     (("r",), "Refresh"),
+    (("j", "k"), "Next and previous row of a list"),
+    (("↓", "↑"), "The same within a list; Enter opens a row, Space ticks it"),
     (("Ctrl", "S"), "Save, in an editor"),
     (("Esc",), "Close a dialog or a menu; leave the editor's Tab key"),
     (("Enter",), "Next hit in a log; with Shift the one before"),

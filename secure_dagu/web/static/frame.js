@@ -3,6 +3,7 @@
 import { api, call } from "./api.js";
 import { keep, read } from "./kept.js";
 import { live } from "./live.js";
+import { walk } from "./rows.js";
 
 const WAYS = { o: "", w: "dags", r: "dag-runs", q: "queues", m: "workers", s: "search" };
 const SECOND_KEY_MS = 1500;
@@ -37,6 +38,7 @@ document.addEventListener("keydown", (event) => {
       field.select();
     }
   } else if (event.key === "r") live.refresh();
+  else if (event.key === "j" || event.key === "k") walk(event.key === "j" ? 1 : -1);
   else if (event.key === "n" || event.key === "s") document.querySelector(`main [data-key-hint="${event.key}"]`)?.click();
   firstKeyAt = event.key === "g" ? event.timeStamp : -SECOND_KEY_MS;
 });

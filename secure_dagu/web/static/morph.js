@@ -2,6 +2,13 @@
 // positions, what somebody has typed and what somebody has opened stay. Elements with an id or a data-key are moved.
 
 export function morph(from, to) {
+  const focused = document.activeElement;
+  same(from, to);
+  // What had to be moved has lost the focus.
+  if (focused !== document.activeElement && focused?.isConnected) focused.focus({ preventScroll: true });
+}
+
+function same(from, to) {
   if (from.nodeType !== to.nodeType || from.nodeName !== to.nodeName) {
     from.replaceWith(document.importNode(to, true));
   } else if (from.nodeType !== Node.ELEMENT_NODE) {
@@ -26,29 +33,41 @@ const keyOf = (node) => (node.nodeType === Node.ELEMENT_NODE ? node.id || node.d
 
 function children(from, to) {
   const keyed = new Map([...from.childNodes].filter(keyOf).map((node) => [keyOf(node), node]));
-  let at = from.firstChild;
-  for (const wanted of [...to.childNodes]) {
+  const all = [...to.childNodes];
+  const keys = new Set(all.map(keyOf).filter(Boolean));
+  // Between keyed elements, which are rows and boxes, blanks mean nothing; passing over them leaves the rows in place.
+  const isBlank = (node) => keys.size > 0 && node.nodeType === Node.TEXT_NODE && !node.nodeValue.trim();
+  const told = (node) => {
+    let at = node;
+    while (at && isBlank(at)) at = at.nextSibling;
+    return at;
+  };
+  for (const [key, gone] of keyed) {
+    if (!keys.has(key)) {
+      gone.remove();
+      keyed.delete(key);
+    }
+  }
+  let at = told(from.firstChild);
+  for (const wanted of all.filter((node) => !isBlank(node))) {
     const key = keyOf(wanted);
-    while (at && !key && keyOf(at)) at = at.nextSibling; // what has a key waits for its like
+    while (at && !key && keyOf(at)) at = told(at.nextSibling); // what has a key waits for its like
     const found = key ? keyed.get(key) : at;
     if (!found) {
       from.insertBefore(document.importNode(wanted, true), at);
-    } else if (found === at) {
-      at = at.nextSibling;
-      keyed.delete(key);
-      morph(found, wanted);
-    } else {
-      from.insertBefore(found, at);
-      keyed.delete(key);
-      morph(found, wanted);
+      continue;
     }
+    if (found === at) at = told(at.nextSibling);
+    else from.insertBefore(found, at);
+    keyed.delete(key);
+    same(found, wanted);
   }
   for (const gone of keyed.values()) {
-    if (gone === at) at = at.nextSibling;
+    if (gone === at) at = told(at.nextSibling);
     gone.remove();
   }
   while (at) {
-    const next = at.nextSibling;
+    const next = told(at.nextSibling);
     at.remove();
     at = next;
   }

@@ -49,9 +49,15 @@ async function act(button) {
 }
 
 function after(then, told) {
-  if (then === "reload" || !then) live.refresh();
+  if (then === "reload" || !then) again();
   else if (then === "rescheduled") say("A new run has been started.", `${location.pathname.replace(/[^/]+$/, "")}${encodeURIComponent(told.dagRunId)}`);
   else location.assign(then);
+}
+
+// A page without live regions shows what changed only when it is loaded again.
+function again() {
+  if (document.querySelector("[data-live]")) live.refresh();
+  else location.reload();
 }
 
 async function send(form) {

@@ -178,7 +178,16 @@ async def test_make_a_user_and_an_api_key_that_is_shown_once(site: Site, page: P
     await page.get_by_label("Name").fill("grace")
     await page.locator(".maker").get_by_label("Password").fill("a long password")
     await page.get_by_role("button", name="Create user").click()
-    await expect(page.get_by_role("row", name=re.compile("grace"))).to_be_visible()
+    grace = page.get_by_role("row", name=re.compile("grace"))
+    await expect(grace).to_contain_text("active")
+    await grace.locator("summary").click()
+    await grace.get_by_role("button", name="Disable").click()
+    await confirm(page)
+    await expect(grace).to_contain_text("disabled")
+    await grace.locator("summary").click()
+    await grace.get_by_role("button", name="Delete").click()
+    await confirm(page, "grace")
+    await expect(grace).to_have_count(0)
     await page.goto("/api-keys")
     await page.locator(".maker summary").click()
     await page.get_by_label("Name").fill("ci")
@@ -204,7 +213,7 @@ PAGES = ("/", "/account", "/base-config", "/search?q=echo", "/nowhere", "/dag-ru
          "{run}", "{run}?tab=timeline", "{run}?tab=outputs", "{run}?tab=artifacts&file=note.md",
          "{run}?tab=definition", "{run}?tab=sub-runs", "{run}/log?step=make", "/queues", "/workers", "/links",
          "/certificates", "/system-status", "/audit-logs?verify=1", "/security-events", "/compliance", "/event-logs",
-         "/users", "/api-keys", "/api-docs")  # fmt: skip
+         "/users", "/api-keys", "/secrets", "/api-docs")  # fmt: skip
 
 
 @pytest.mark.parametrize("dark", [False, True])
