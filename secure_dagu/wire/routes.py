@@ -265,7 +265,7 @@ class _Owned:
         self._own = tuple(channel for channel in (advertised, home) if channel is not None)
         self._owner = owner
         self._elsewhere = elsewhere
-        self._advertised = advertised
+        self._advertised = self._named = advertised
         self._last: Channel | None = None
         self.problem = problem
         self._unused = ""
@@ -344,7 +344,7 @@ class _Owned:
         if elsewhere is not None and self._owner is not None:
             stands = await elsewhere.stands_for(self._owner)
             if stands:
-                self._unused = await _silence_of(self._advertised)
+                self._unused = await _silence_of(self._named)  # the same for each call that comes here meanwhile
                 self._advertised = elsewhere
                 self._candidates = [elsewhere, *(channel for channel in self._candidates if channel is not elsewhere)]
             if stands is not None:

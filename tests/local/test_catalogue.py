@@ -18,7 +18,7 @@ from secure_dagu.dispatch.model import Caller, Role
 from secure_dagu.dispatch.operating import RunFilter, Window, matches
 from secure_dagu.dispatch.way import Way
 from secure_dagu.errors import InvalidRequest, NotFound
-from secure_dagu.local.catalogue import Catalogue
+from secure_dagu.local.catalogue import LOOK_EVERY_S, Catalogue
 from secure_dagu.local.places import Places
 from secure_dagu.run.model import AttemptId, DagRunRef, RunStatus
 from secure_dagu.store.records import JOURNAL, Record
@@ -221,6 +221,7 @@ async def test_logs_artifacts_and_children_of_a_run_are_read_and_nothing_else(
 
 
 async def test_changes_are_told_to_every_listener_within_a_second(places: Places, catalogue: Catalogue) -> None:
+    assert LOOK_EVERY_S < 1
     heard: list[list[DagRunRef]] = [[], []]
 
     async def listen(into: list[DagRunRef]) -> None:

@@ -18,7 +18,7 @@ from secure_dagu.dispatch.model import ArtifactPart, Caller, Role
 from secure_dagu.dispatch.operating import RunFilter, Waiting, Window
 from secure_dagu.dispatch.way import Way
 from secure_dagu.errors import InvalidRequest, NotFound, Unavailable
-from secure_dagu.local.catalogue import Catalogue
+from secure_dagu.local.catalogue import LOOK_EVERY_S, Catalogue
 from secure_dagu.local.places import Places
 from secure_dagu.run.model import AttemptId, DagRunRef, RunStatus, attempt_key
 from tests.coordinator.harness import DISPATCHER, House, Place, a_task, each, identity_of, log_part, worker
@@ -191,6 +191,7 @@ async def test_a_child_that_was_sent_away_has_its_log_at_the_coordinator(site: S
 
 
 async def test_a_step_at_the_coordinator_that_moves_on_is_told_within_a_second(site: Site) -> None:
+    assert LOOK_EVERY_S < 1
     claim = await site.house.started(W1)
     await site.house.report(W1, claim, 1)
     heard = asyncio.Queue[DagRunRef]()

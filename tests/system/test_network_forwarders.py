@@ -123,6 +123,7 @@ def test_a_worker_through_ssh_and_a_direct_one_share_a_coordinator(net: Lab) -> 
     coordinator = net.machine("coordinator", eth0="lan 10.0.0.5/24", eth1="far 192.0.2.5/24")
     near = net.machine("near", eth0="lan 10.0.0.20/24", names={NAME: "10.0.0.5", "gate.example.com": "192.0.2.5"})
     far = net.machine("far", eth0="far 192.0.2.30/24")
+    far.file("/etc/hosts", "127.0.0.1 localhost\n192.0.2.5 gate.example.com\n")  # the inner name means nothing there
     with_tunnel_user(coordinator)
     far.ok("mkdir -p ~/.ssh && ssh-keygen -q -t ed25519 -N '' -f ~/.ssh/dagu-tunnel")
     (coordinator.folder / "etc/ssh").mkdir()
@@ -134,7 +135,7 @@ def test_a_worker_through_ssh_and_a_direct_one_share_a_coordinator(net: Lab) -> 
         assert "done near" in said
         assert "done far" in said
         assert not far.reaches("10.0.0.5:50055")
-        assert "owner.unreachable" not in page.said("far"), "the certificate proves both names, so nothing is wrong"
+        assert "owner.unreachable" not in page.said("far"), "its certificate proves both names"
 
 
 def test_a_silent_follower_outlives_a_path_that_cuts_what_is_idle(net: Lab) -> None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -37,11 +37,13 @@ class House:
 
 
 @asynccontextmanager
-async def coordinator_at(path: str) -> AsyncIterator[House]:
+async def coordinator_at(path: str, *, advertise: Sequence[str] = ()) -> AsyncIterator[House]:
     house = House(path)
     async with (
         asyncio.timeout(60),
-        serve(socket_paths=[path, f"{path}2"], desk=house.desk, gate=house.gate, grace_s=0.2) as server,
+        serve(
+            socket_paths=[path, f"{path}2"], desk=house.desk, gate=house.gate, grace_s=0.2, advertise=advertise
+        ) as server,
     ):
         house.server = server
         yield house

@@ -184,9 +184,51 @@ async def test_a_black_hole_is_known_within_five_seconds(town: Town) -> None:
             async with asyncio.timeout(60):
                 await route.run_heartbeat(WORKER, running=())
             assert "elsewhere.example:9" in route.problem
-            assert "1.5 s" in route.problem
+            assert "1.5 s" in route.problem, "so long was waited"
             assert len(houses[1].desk.asked) == 1
             await routes.close()
+
+
+class SlowToTell(Channel):
+    """A way to a coordinator on which the second question of whom it stands for is answered late."""
+
+    def __init__(self, path: str) -> None:
+        async def connect(_host: str, _port: int) -> FakeLink:
+            link = FakeLink(path)
+            link.names = frozenset({"localhost"})
+            return link
+
+        super().__init__("forwarder.example", 1, connect=connect, recorder=RpcSeries("client"))
+        self.asked = 0
+        self.late = asyncio.Event()
+
+    async def stands_for(self, owner: Owner) -> bool | None:
+        self.asked += 1
+        is_late = self.asked == 2
+        stands = await super().stands_for(owner)
+        if is_late:
+            await self.late.wait()
+        return stands
+
+
+async def test_why_the_owners_address_is_not_used_stays_told_after_calls_at_the_same_time(town: Town) -> None:
+    """A call that was asking meanwhile once looked at the address that had taken its place, and found nothing wrong."""
+    owner = Owner("c@9", "localhost", 9)
+    async with asyncio.timeout(60), coordinator_at(str(town.folder / "1"), advertise=[owner.address]) as house:
+        forwarded = SlowToTell(house.path)
+        routes = town.routes(2)
+        route = routes.owned(owner, served_by=RemoteCoordinator(forwarded))
+        async with asyncio.TaskGroup() as group:
+            first = group.create_task(route.run_heartbeat(WORKER, running=()))
+            second = group.create_task(route.run_heartbeat(WORKER, running=()))
+            await asyncio.wait({first, second}, return_when=asyncio.FIRST_COMPLETED)
+            assert (first.done(), second.done()) == (True, False)
+            assert owner.address in route.problem
+            forwarded.late.set()
+        assert owner.address in route.problem
+        assert len(house.desk.all("run_heartbeat")) == 2
+        await routes.close()
+        await forwarded.close()
 
 
 async def test_an_owner_outside_the_list_is_not_dialled_over_an_unproven_link(town: Town) -> None:

@@ -402,7 +402,7 @@ async def test_a_second_signal_stops_at_once(coordinator: FakeCoordinator, runne
         await asyncio.Event().wait()
 
     runner.script = stubborn
-    worker = make_worker(runner, coordinator)
+    worker = make_worker(runner, coordinator, timings=replace(QUICK, drain_timeout_s=3600.0))
     async with working(worker) as task:
         coordinator.offer(make_task())
         await coordinator.until(lambda: bool(coordinator.reports))
