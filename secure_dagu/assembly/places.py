@@ -31,6 +31,7 @@ def places_of(loaded: Loaded) -> Places:
         work_dir=paths.dag_run_work_dir,
         dag_runs_dir=paths.dag_runs_dir,
         queues=paths.queue_dir,
+        proc_dir=paths.proc_dir,
         suspend_dir=paths.suspend_flags_dir,
         state_dir=paths.dag_state_dir,
         base_config=base_config_of(loaded),

@@ -70,7 +70,7 @@ def _list(loaded: Loaded) -> int:
         "Admin logs": paths.admin_logs_dir,
         "Suspend flags": paths.suspend_flags_dir,
         "Queue": paths.queue_dir,
-        "Processes": data / "proc",
+        "Processes": paths.proc_dir,
         "Service registry": paths.service_registry_dir,
         "Executable": Path(sys.argv[0]).absolute(),
     }

@@ -16,7 +16,7 @@ audit.enabled audit.retention_days auth.oidc auth.proxy worker.postgres_pool
 scheduler.heartbeat_interval scheduler.stale_threshold dag_discovery.symlinks
 tunnel.tailscale.auth_key tunnel.tailscale.hostname tunnel.tailscale.state_dir tunnel.allowed_ips tunnel.allow_terminal
 tunnel.rate_limiting
-paths.alt_dags_dir paths.proc_dir
+paths.alt_dags_dir
 paths.executable paths.tools_dir paths.webhooks_dir paths.remote_nodes_dir paths.views_dir
 paths.workspaces_dir paths.wiki_dir paths.docs_dir
 """

@@ -289,6 +289,7 @@ def _with_host_defaults(
         "secrets_dir": data / "secrets",
         "dag_runs_dir": data / "dag-runs",
         "queue_dir": data / "queue",
+        "proc_dir": data / "proc",
         "contexts_dir": data / "contexts",
         "dag_state_dir": data / "dag-state",
         "service_registry_dir": data / "service-registry",

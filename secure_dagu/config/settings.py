@@ -178,6 +178,10 @@ class Paths(Section):
     queue_dir: Folder = setting(
         Path(), "Queues, one file an item.", env=("DAGU_QUEUE_DIR",), default_text="{data_dir}/queue"
     )
+    proc_dir: Folder = setting(
+        Path(), "Which runs this host executes now, one link each.", env=("DAGU_PROC_DIR",),
+        default_text="{data_dir}/proc",
+    )  # fmt: skip
     dag_state_dir: Folder = setting(
         Path(), "Values that runs of this host keep (`state.*`); a coordinator keeps those of dispatched runs.",
         env=("DAGU_DAG_STATE_DIR",), default_text="{data_dir}/dag-state",

@@ -50,7 +50,8 @@ RUNS_A_CHILD = 100
 """After so many runs a child ends: what little it may have lost of its memory goes with it."""
 IDLE_S = 1.0
 FOLDERS = (
-    "dags_dir", "data_dir", "log_dir", "artifact_dir", "work_dir", "dag_runs_dir", "queues", "suspend_dir", "state_dir",
+    "dags_dir", "data_dir", "log_dir", "artifact_dir", "work_dir", "dag_runs_dir", "queues", "proc_dir", "suspend_dir",
+    "state_dir",
 )  # fmt: skip
 WARM_RUNS = 10
 _WARM = "steps: [{id: a, run: 'true'}]"
@@ -333,7 +334,7 @@ def _warm_up(setup: Setup) -> None:
 
     with tempfile.TemporaryDirectory(prefix="secure-dagu-") as folder:
         home = Path(folder)
-        folders: dict[str, Any] = dict.fromkeys(FOLDERS, home)
+        folders: dict[str, Any] = {name: home / name for name in FOLDERS}
         places = Places(**folders, host_env=setup.places.host_env)
         for number in range(WARM_RUNS):
             run = DagRunRef("warm-up", str(number))

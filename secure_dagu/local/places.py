@@ -28,6 +28,8 @@ class Places(Struct, frozen=True, kw_only=True):
     dag_runs_dir: Path
     queues: Path
     """The folder of queues."""
+    proc_dir: Path
+    """What runs now."""
     suspend_dir: Path
     state_dir: Path
     """Values that runs keep."""
@@ -52,7 +54,7 @@ class Places(Struct, frozen=True, kw_only=True):
     @property
     def running(self) -> RunningRuns:
         """Return which attempts run here."""
-        return RunningRuns(self.data_dir / "proc", queues=self.queues)
+        return RunningRuns(self.proc_dir, queues=self.queues)
 
     @property
     def materializations(self) -> Path:

@@ -1,7 +1,7 @@
 """Which attempts run on this host, by queue: one link an attempt, so that counting them reads no records.
 
-    <data>/proc/<queue>/<dag>~<run id>~<attempt id> → the attempt's folder
-    <data>/proc/<queue>/<dag>~<run id>~@ → .        a run of that queue which a coordinator has
+    <proc_dir>/<queue>/<dag>~<run id>~<attempt id> → the attempt's folder
+    <proc_dir>/<queue>/<dag>~<run id>~@ → .        a run of that queue which a coordinator has
 
 Whether one still lives says the lock in its folder (`store.records.Attempt.is_alive`). A link whose process is gone
 stays until somebody has turned its run into failed.

@@ -110,13 +110,15 @@ def test_unknown_keys_are_all_named_with_line_and_nearest_key(tmp_path: Path) ->
 
 
 def test_known_dagu_keys_are_accepted_with_a_warning_that_names_them(tmp_path: Path) -> None:
-    file = "auth: {oidc: {issuer: x}}\ncache: low\npaths: {proc_dir: /q}\nterminal: {maxSessions: x}\nworker: {id: w}\n"
+    file = (
+        "auth: {oidc: {issuer: x}}\ncache: low\npaths: {tools_dir: /q}\nterminal: {maxSessions: x}\nworker: {id: w}\n"
+    )
     done = loaded(tmp_path, file)
     (warning,) = done.warnings
     assert warning.startswith(
         f"{tmp_path}/config.yaml: known to Dagu and not used by this version: auth.oidc (line 1), "
     )
-    assert all(f" {key} (line " in warning for key in ("cache", "paths.proc_dir", "terminal"))
+    assert all(f" {key} (line " in warning for key in ("cache", "paths.tools_dir", "terminal"))
 
 
 def test_known_dagu_variables_are_accepted_with_a_warning_that_names_them(tmp_path: Path) -> None:

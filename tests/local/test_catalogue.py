@@ -32,7 +32,7 @@ def places_in(folder: Path) -> Places:
     return Places(
         dags_dir=folder / "dags", data_dir=folder / "data", log_dir=folder / "logs", artifact_dir=folder / "artifacts",
         work_dir=folder / "work", dag_runs_dir=folder / "data" / "dag-runs", queues=folder / "data" / "queue",
-        suspend_dir=folder / "suspend", state_dir=folder / "data" / "dag-state",
+        proc_dir=folder / "data" / "proc", suspend_dir=folder / "suspend", state_dir=folder / "data" / "dag-state",
     )  # fmt: skip
 
 

@@ -109,6 +109,18 @@ def test_a_signal_stops_a_run_its_handlers_run_and_the_exit_code_is_0(number: in
     assert gone(int((host.folder / "pid").read_text()))
 
 
+def test_what_runs_is_noted_where_the_configuration_says(host: Host) -> None:
+    host.home.mkdir()
+    (host.home / "config.yaml").write_text(f"paths: {{proc_dir: {host.folder}/procs}}\n")
+    with running(host, "start", "-r", "one", host.file("flow.yaml", LONG)) as process:
+        assert [path.name[:8] for path in (host.folder / "procs" / "flow").iterdir()] == ["flow~one"]
+        assert "one" in host.ok("ps")
+        assert f"Processes:              {host.folder}/procs\n" in host.ok("config")
+        process.terminate()
+        process.communicate(timeout=30)
+    assert not (host.home / "data" / "proc").exists()
+
+
 def test_a_terminal_that_goes_away_stops_its_run_and_leaves_nothing_behind(host: Host) -> None:
     host.file("flow.yaml", LONG)
     child, terminal = pty.fork()
