@@ -303,7 +303,8 @@ def _print_usage_error(problem: UsageError, *, as_json: bool) -> int:
     message, prog = str(problem), problem.parser.prog
     command = prog.partition(" ")[2]
     # An unknown command and the workflow commands answer as scripts expect it.
-    is_workflow = not command or (command in COMMANDS and COMMANDS[command].is_workflow)
+    first = command.partition(" ")[0]
+    is_workflow = not command or (first in COMMANDS and COMMANDS[first].is_workflow)
     if wrong := _INVALID_CHOICE.fullmatch(message):
         what = "command" if wrong["what"] == "COMMAND" else wrong["what"]
         message = f"unknown {what} {wrong['word']!r}{_nearest(wrong['word'], _WORD.findall(wrong['choices']))}"

@@ -273,12 +273,15 @@ def kept_nodes(document: str, names: Sequence[str]) -> dict[int, NodeState]:
 
 
 def _shown(step: Mapping[str, Any]) -> Mapping[str, Any] | None:
-    """Return what a node of an earlier attempt showed of its step: its commands as they ran."""
-    lines = step.get("commands")
-    if not isinstance(lines, list):
-        return None
-    texts = [line.get("cmdWithArgs") for line in lines if isinstance(line, dict)]
-    return {"commands": shown_commands([text for text in texts if isinstance(text, str)])}
+    """Return what a node of an earlier attempt showed of its step: its commands as they ran, its task as it asks."""
+    lines, task = step.get("commands"), step.get("humanTask")
+    shown: dict[str, Any] = {}
+    if isinstance(lines, list):
+        texts = [line.get("cmdWithArgs") for line in lines if isinstance(line, dict)]
+        shown["commands"] = shown_commands([text for text in texts if isinstance(text, str)])
+    if isinstance(task, dict):
+        shown["humanTask"] = {"prompt": _text(task.get("prompt")), "form": task.get("form")}
+    return shown or None
 
 
 def _text(value: Any) -> str:

@@ -120,6 +120,9 @@ def test_wrong_usage_exits_2_and_names_what_was_meant(
         (["status", "--runid=x"], "Error: unknown flag --runid (did you mean --run-id?)\n"),
         (["version", "extra"], "Error: unexpected argument 'extra'\n"),
         (["version", "--", "x"], "Error: this command takes no parameters after --\n"),
+        (["context", "add"], "Error: the following arguments are required: NAME, --server\n"),
+        (["profile", "create", "a", "b"], "Error: unexpected argument 'b'\n"),
+        (["human-task", "complete", "--setp", "x"], "Error: unknown flag --setp (did you mean --step?)\n"),
         (["completion", "bsh"], "Error: unknown shell 'bsh' (did you mean bash?)\n"),
     ],
 )

@@ -60,6 +60,8 @@ async def test_a_run_waits_for_a_person_while_its_other_branches_finish(tmp_path
     assert seen.out("onWait") == "ask waiting\n"
     assert seen.details()["ask"]["step"]["humanTask"]["prompt"] == "Check run-1"
     assert people.waiting_steps(seen.final) == ["ask"]
+    again = await go_on(TASK, tmp_path, seen.final)
+    assert again.details()["ask"]["step"]["humanTask"] == seen.details()["ask"]["step"]["humanTask"], "asked as before"
 
 
 async def test_a_completed_task_lets_the_run_go_on(tmp_path: Path) -> None:
