@@ -21,6 +21,7 @@ import structlog
 from secure_dagu.dispatch.model import ArtifactInfo
 from secure_dagu.dispatch.operating import (
     LATEST,
+    Condition,
     Document,
     FoundRun,
     ListedRun,
@@ -51,7 +52,7 @@ from secure_dagu.run.outputs import outputs_document
 from secure_dagu.store.folder import Folder
 from secure_dagu.store.log_windows import BLOCK, open_log, page
 from secure_dagu.store.records import Attempt, Record
-from secure_dagu.store.run_index import FOLDERS_EVERY_S, RunIndex
+from secure_dagu.store.run_index import FOLDERS_EVERY_S, Row, RunIndex
 
 log = structlog.get_logger()
 A = TypeVar("A")
@@ -118,7 +119,9 @@ class Catalogue:
             (row for number, row in enumerate(found) if number >= len(here) or row[1] not in owned),
             key=lambda row: row[:2], reverse=True,
         )[: limit + 1]  # fmt: skip
-        shown = tuple(self._listed(document) for _, _, document in merged[:limit])
+        listed_here = {ident for _, ident, _ in merged[:limit]} - owned
+        noted = await asyncio.to_thread(self._noted, [row for row in here if row.ident in listed_here])
+        shown = tuple(self._listed(document, noted.get(ident, ())) for _, ident, document in merged[:limit])
         last = merged[limit - 1] if len(merged) > limit else None
         return RunPage(runs=shown, next_cursor=cursor_of(last[0], last[1]) if last is not None else "")
 
@@ -157,9 +160,19 @@ class Catalogue:
             log.warning("runs.coordinator_not_asked", missing=what, **problem.as_dict())
         self._missing.add(what)
 
-    def _listed(self, document: Document) -> FoundRun:
+    def _noted(self, rows: Sequence[Row]) -> Mapping[str, tuple[Condition, ...]]:
+        """Return why runs of this host's queues wait, by their identity in lists."""
+        return {
+            row.ident: _conditions(Attempt(self._places.dag_runs_dir / row.place / row.attempt))
+            for row in rows
+            if row.document.get("status") == RunStatus.QUEUED
+        }
+
+    def _listed(self, document: Document, noted: tuple[Condition, ...]) -> FoundRun:
         return FoundRun(
-            document=document, conditions=conditions_of(document), has_artifacts=bool(document.get("archiveDir"))
+            document=document,
+            conditions=noted or conditions_of(document),
+            has_artifacts=bool(document.get("archiveDir")),
         )
 
     # ── one run ──────────────────────────────────────────────────────────────────────────────────────────────────────
@@ -169,8 +182,7 @@ class Catalogue:
         document, attempt = await self._document(run, child)
         conditions = conditions_of(document)
         if attempt is not None and document.get("status") == RunStatus.QUEUED:
-            noted = await asyncio.to_thread(attempt.conditions)
-            conditions = tuple(found for one in noted if (found := from_fields(one)) is not None)
+            conditions = await asyncio.to_thread(_conditions, attempt)
         archive = document.get("archiveDir")
         has_artifacts = bool(archive) and (
             self._is_elsewhere(document, attempt) or await asyncio.to_thread(has_files, Path(str(archive)))
@@ -415,6 +427,10 @@ def _of_record(record: Record, child: str) -> tuple[Document, Attempt] | None:
         return None
     inner, attempt = found
     return history.current(inner, attempt, root=record), attempt
+
+
+def _conditions(attempt: Attempt) -> tuple[Condition, ...]:
+    return tuple(found for one in attempt.conditions() if (found := from_fields(one)) is not None)
 
 
 def _unknown(run: DagRunRef, child: str) -> NotFound:

@@ -109,6 +109,10 @@ class RunIndex:
         self._db: sqlite3.Connection | None = None
         self._pending: set[str] = set()
         """Lines of the journal that are not in the index yet."""
+        self._unnoted: set[str] = set()
+        """Runs whose folders differ from the index, though no line says so."""
+        self._hidden: dict[str, int] = {}
+        """Folders of the newest days with hidden attempts only, as of a coordinator's runs; when each changed."""
         self._changed: list[DagRunRef] = []
         self._looked_at_living = self._looked_at_folders = 0.0
         self._locked_since = 0.0
@@ -154,11 +158,20 @@ class RunIndex:
         midnight = datetime(today.year, today.month, today.day, tzinfo=UTC) - timedelta(days=1)
         query = "SELECT place FROM runs WHERE at >= ?"
         known = {place for (place,) in self._asked(lambda it: it.execute(query, (_ms(midnight),)).fetchall())}
-        there = {self._place(record) for record in self._records.runs(since=midnight)}
-        gone = {place for place in known - there if not (self._folder / place).exists()}
-        if found := (there - known) | gone:
+        there = {self._place(record): record for record in self._records.runs(since=midnight)}
+        found = {place for place in known - there.keys() if not (self._folder / place).exists()}
+        hidden: dict[str, int] = {}
+        for place in there.keys() - known:
+            at = _changed_at(there[place])
+            if self._hidden.get(place) != at:
+                found.add(place)
+                if there[place].latest() is not None:
+                    continue
+            hidden[place] = at
+        self._hidden = hidden
+        if found:
             with self._lock:
-                self._pending |= found
+                self._unnoted |= found
 
     def close(self) -> None:
         """Let go of the files."""
@@ -199,7 +212,7 @@ class RunIndex:
             self._looked_at_living = now
             rows = database.execute("SELECT place FROM runs WHERE status = ?", (int(RunStatus.RUNNING),))
             living = {place for (place,) in rows}
-        if self._pending or living:
+        if self._pending or self._unnoted or living:
             self._taken(database, living)
         self._tell(database)
 
@@ -213,7 +226,9 @@ class RunIndex:
 
     def _taken(self, database: sqlite3.Connection, places: Iterable[str]) -> bool:
         """Bring these and all pending runs up to date; False: another process of this kind is just doing that."""
-        wanted = {place for place in {*places, *self._pending} if record_at(self._folder, place) is not None}
+        wanted = {
+            place for place in {*places, *self._pending, *self._unnoted} if record_at(self._folder, place) is not None
+        }
         rows = {place: row_of(self._folder, place, self._current) for place in wanted}
         try:
             with _transaction(database):
@@ -226,7 +241,7 @@ class RunIndex:
             self._shut_out(database)
             return False
         self._locked_since = 0.0
-        self._pending = set()
+        self._pending, self._unnoted = set(), set()
         del self._changed[:-_MOST_CHANGED]
         return True
 
@@ -313,6 +328,13 @@ class RunIndex:
         for suffix in ("", "-wal", "-shm"):
             with contextlib.suppress(OSError):
                 os.unlink(f"{self._file}{suffix}")
+
+
+def _changed_at(record: Record) -> int:
+    """Return when an attempt was added, shown or hidden last; 0 when the run is gone."""
+    with contextlib.suppress(OSError):
+        return record.path.stat().st_mtime_ns
+    return 0
 
 
 def _shown(row: RunRow | None) -> tuple[str, int, str] | None:

@@ -166,6 +166,16 @@ def test_every_method_with_an_event_of_its_own_is_called_here() -> None:
     assert {method.rpartition("/")[2] for method in METHODS} == set(CALLS)
 
 
+async def test_what_a_process_asks_itself_for_its_pages_is_one_event_and_what_others_ask_names_the_dag(
+    place: Place, witness: Witness
+) -> None:
+    own = Caller(role=Role.ADMIN, name="start-all", proven=True)
+    async with place.coordinator() as house, asyncio.timeout(60):
+        for caller in (own, W1, replace(W1, identity="", serial="", proven=False)):
+            await house.service.reports.find_runs(caller, RunFilter(name="sales"), limit=1, before=None)
+        assert [event.target for event in witness.noted] == ["run:*/*", "run:sales/*", "run:sales/*"]
+
+
 @pytest.mark.parametrize("method", METHODS)
 async def test_a_call_leaves_the_event_of_the_table(place: Place, witness: Witness, method: str) -> None:
     async with place.coordinator() as house, asyncio.timeout(60):

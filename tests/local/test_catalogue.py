@@ -15,7 +15,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from secure_dagu.dispatch.model import Caller, Role
-from secure_dagu.dispatch.operating import RunFilter, Window, matches
+from secure_dagu.dispatch.operating import RunFilter, Waiting, Window, matches
+from secure_dagu.dispatch.queueing import as_fields, conditions
 from secure_dagu.dispatch.way import Way
 from secure_dagu.errors import InvalidRequest, NotFound
 from secure_dagu.local.catalogue import LOOK_EVERY_S, Catalogue
@@ -83,6 +84,17 @@ async def test_pages_neither_lose_nor_repeat_runs_while_runs_are_added(places: P
         if not cursor:
             break
     assert seen == [f"r{number:02}" for number in reversed(range(25))]
+
+
+async def test_a_list_says_why_a_queued_run_waits_as_long_as_it_does(places: Places, catalogue: Catalogue) -> None:
+    attempt = add_run(places, "etl", "r1", status=RunStatus.QUEUED).latest()
+    add_run(places, "etl", "r2", at=NOW + timedelta(seconds=1))
+    assert attempt is not None
+    attempt.write_conditions([as_fields(one) for one in conditions(Waiting.QUEUE_LIMIT, NOW)])
+    found = (await catalogue.find(RunFilter(), limit=5)).runs
+    assert [{one.reason for one in run.conditions} for run in found] == [set(), {Waiting.QUEUE_LIMIT}]
+    attempt.write(json.dumps({**found[1].document, "status": int(RunStatus.RUNNING)}))
+    assert [run.conditions for run in (await catalogue.find(RunFilter(), limit=5)).runs] == [(), ()]
 
 
 async def test_the_index_follows_every_kind_of_change(places: Places, catalogue: Catalogue) -> None:

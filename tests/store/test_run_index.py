@@ -144,6 +144,38 @@ def test_what_other_programs_wrote_is_right_as_it_is_shown(tmp_path: Path, index
     assert shown(index) == []
 
 
+def test_a_run_that_only_a_coordinator_shows_is_no_change_at_each_look_at_the_folders(
+    tmp_path: Path, index: RunIndex
+) -> None:
+    """Else all runs of two days that workers executed are asked for every few seconds, and each asking is audited."""
+    assert shown(index) == []
+    record = add(tmp_path, "sent", RunStatus.QUEUED)
+    assert index.refresh() == [DagRunRef("etl", "sent")]
+    attempt = record.latest()
+    assert attempt is not None
+    attempt.hide()
+    looks = []
+    for _ in range(3):
+        index.look_at_folders()
+        looks.append(index.refresh())
+    assert looks[1:] == [[], []]
+    write(record.add_attempt(AttemptId("a2"), now=NOW), RunStatus.FAILED, noted=False)
+    index.look_at_folders()
+    assert index.refresh() == [DagRunRef("etl", "sent")]
+    assert shown(index) == [("sent", RunStatus.FAILED)]
+
+
+def test_an_attempt_that_had_no_status_at_the_first_look_is_found_at_the_next(tmp_path: Path, index: RunIndex) -> None:
+    assert shown(index) == []
+    record = Records(tmp_path).create(DagRunRef("etl", "r1"), now=NOW)
+    attempt = record.add_attempt(AttemptId("a1"), now=NOW)
+    index.look_at_folders()
+    index.refresh()
+    write(attempt, RunStatus.SUCCEEDED, noted=False)
+    index.look_at_folders()
+    assert shown(index) == [("r1", RunStatus.SUCCEEDED)]
+
+
 def test_runs_of_one_second_stay_in_their_order_when_they_are_retried(tmp_path: Path, index: RunIndex) -> None:
     for number in (3, 1, 2):
         add(tmp_path, f"r{number}", at=NOW + timedelta(milliseconds=100 * number))
