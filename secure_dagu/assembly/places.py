@@ -37,6 +37,7 @@ def places_of(loaded: Loaded) -> Places:
         base_config=base_config_of(loaded),
         host_env={**host_environment(loaded), **_named_config(loaded)},
         default_shell=loaded.settings.core.default_shell,
+        public_url=loaded.settings.core.public_url,
         beat_every_s=loaded.settings.proc.heartbeat_interval.total_seconds(),
         silent_s=loaded.settings.proc.stale_threshold.total_seconds(),
         log_charset=loaded.settings.ui.log_encoding_charset,

@@ -83,6 +83,7 @@ async def run_worker(loaded: Loaded) -> None:
             workspaces=workspace.Workspaces(settings.paths.dag_run_work_dir, own.id),
             host_env=host_environment(loaded),
             default_shell=settings.core.default_shell,
+            public_url=settings.core.public_url,
             timings=worker.Timings(
                 drain_timeout_s=own.drain_timeout.total_seconds(), orphan_timeout_s=own.orphan_timeout.total_seconds()
             ),

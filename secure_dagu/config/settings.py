@@ -126,7 +126,9 @@ class Core(Section):
     api_base_path: UrlPath = setting(
         "/api/v1", "Where the REST API is below base_path.", env=("DAGU_API_BASE_PATH", "DAGU_API_BASE_URL")
     )
-    public_url: PublicUrl = setting("", "Under which URL people reach the web server; an origin that may call it.")
+    public_url: PublicUrl = setting(
+        "", "Under which URL people reach the web server: in links of mails, and an origin that may call it."
+    )
     headless: Bool = setting(False, "Serve the REST API without the Web UI.")
     cors_allowed_origins: Texts = setting((), "Origins whose pages may call the REST API with credentials.")
     access_log_mode: AccessLog = setting(

@@ -35,6 +35,7 @@ def setup_text(places: Places, *, profiles: Path, remote: Mapping[str, Any] | No
         "folders": {name: str(getattr(places, name)) for name in FOLDERS},
         "host_env": dict(places.host_env),
         "default_shell": places.default_shell,
+        "public_url": places.public_url,
         "beat_every_s": places.beat_every_s,
         "silent_s": places.silent_s,
         "process_env": dict(places.process_env),

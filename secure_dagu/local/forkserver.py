@@ -319,6 +319,7 @@ def _setup(data: bytes, remote_of: RemoteOf | None) -> Setup:
             **folders,
             host_env=found["host_env"],
             default_shell=found["default_shell"],
+            public_url=found["public_url"],
             beat_every_s=float(found["beat_every_s"]),
             silent_s=float(found["silent_s"]),
             process_env=dict(found["process_env"]),

@@ -37,6 +37,8 @@ class Places(Struct, frozen=True, kw_only=True):
     """The text of `base.yaml`; empty when there is none."""
     host_env: Mapping[str, str] = field(default_factory=dict)
     default_shell: str = ""
+    public_url: str = ""
+    """Where people reach the Web UI; empty: nobody said."""
     beat_every_s: float = 5.0
     """How often a run says to other hosts that it is being run."""
     silent_s: float = SILENT_S

@@ -354,6 +354,7 @@ def request_of(places: Places, task: Task, start: Start, *, created: datetime) -
         folders=folders,
         host_env=places.host_env,
         default_shell=places.default_shell,
+        public_url=places.public_url,
         trigger=start.trigger,
         default_working_dir=start.default_working_dir,
         profile_env=start.profile_env,

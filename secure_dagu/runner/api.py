@@ -43,6 +43,8 @@ class RunRequest(Struct, frozen=True, kw_only=True):
     host_env: Mapping[str, str] = field(default_factory=dict)
     """The filtered environment of this host (configuration reference, section 10): nothing else reaches a step."""
     default_shell: str = ""
+    public_url: str = ""
+    """Where people reach the Web UI, for links in mails; empty: nobody said."""
     loaded: Definition | None = None
     """`task.definition`, where it was loaded already."""
     warnings: tuple[str, ...] = ()

@@ -10,6 +10,7 @@ from collections.abc import Mapping, Sequence
 from datetime import datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
+from urllib.parse import quote
 
 from msgspec import Struct
 
@@ -17,7 +18,7 @@ from secure_dagu.dag.scope import Scope
 from secure_dagu.dag.values import FieldMode, resolve_tree
 from secure_dagu.errors import SecureDaguError
 from secure_dagu.run.machine import HANDLER_NODES, NodeState, RunState
-from secure_dagu.run.model import RunStatus
+from secure_dagu.run.model import DagRunRef, RunStatus
 from secure_dagu.runner import smtp
 from secure_dagu.runner.executors.options import Options
 
@@ -63,6 +64,8 @@ async def step_failed(run: Graph, state: RunState, scope: Scope) -> None:
 
 
 async def _send(run: Graph, state: RunState, scope: Scope, which: str, status: str) -> None:
+    task = run.request.task
+    url = page_of(run.request.public_url, run=task.run, root=task.root)
     try:
         settings = Options(resolve_tree(run.dag.mails.get(which, {}), scope, FieldMode.FIELD), name=which)
         server = smtp.read_smtp(resolve_tree(run.dag.step_defaults.get("smtp", {}), scope, FieldMode.FIELD))
@@ -70,7 +73,7 @@ async def _send(run: Graph, state: RunState, scope: Scope, which: str, status: s
             sender=settings.text("from"),
             to=smtp.recipients(settings.any("to")),
             subject=subject(settings.text("prefix"), run.dag.name, status),
-            body=run.masker.text(body(run.dag.name, run.request.task.run.run_id, status, _rows(run, state))),
+            body=run.masker.text(body(run.dag.name, task.run.run_id, status, _rows(run, state), url=url)),
             is_html=True,
             attachments=_logs(run, state) if settings.boolean("attach_logs") else (),
         )
@@ -88,8 +91,17 @@ def subject(prefix: str, dag: str, status: str) -> str:
     return f"{prefix} {dag} ({status})".strip()
 
 
-def body(dag: str, run_id: str, status: str, rows: Sequence[Row]) -> str:
-    """Return the HTML text: what the run is, and a table of its nodes."""
+def page_of(public_url: str, *, run: DagRunRef, root: DagRunRef) -> str:
+    """Return where people find a run in the Web UI; empty where nobody said under which URL that is."""
+    if not public_url:
+        return ""
+    page = f"{public_url}/dag-runs/{quote(root.name, safe='')}/{quote(root.run_id, safe='')}"
+    return page if run == root else f"{page}?child={quote(run.run_id, safe='')}"
+
+
+def body(dag: str, run_id: str, status: str, rows: Sequence[Row], *, url: str = "") -> str:
+    """Return the HTML text: what the run is, where its page is, and a table of its nodes."""
+    name = f'<a href="{html.escape(url)}">{_cell(run_id)}</a>' if url else _cell(run_id)
     head = "".join(f"<th>{title}</th>" for title in ("#", "Name", "Started", "Finished", "Status", "Command", "Error"))
     lines = [
         "<tr>" + "".join(f"<td>{_cell(text)}</td>" for text in _texts(number, row)) + "</tr>"
@@ -100,7 +112,7 @@ def body(dag: str, run_id: str, status: str, rows: Sequence[Row]) -> str:
     style = "table{border-collapse:collapse}td,th{border:1px solid #999;padding:4px 8px;text-align:left}"
     return (
         f'<!DOCTYPE html>\n<html><head><meta charset="utf-8"><style>{style}</style></head><body>\n'
-        f"<p><b>{_cell(dag)}</b> {_cell(status)}<br>run {_cell(run_id)}</p>\n"
+        f"<p><b>{_cell(dag)}</b> {_cell(status)}<br>run {name}</p>\n"
         f"<table>\n<tr>{head}</tr>\n" + "\n".join(lines) + "\n</table>\n</body></html>\n"
     )
 

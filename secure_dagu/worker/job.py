@@ -147,6 +147,7 @@ class Job:
             folders=folders,
             host_env=tools.host_env,
             default_shell=tools.default_shell,
+            public_url=tools.public_url,
             warnings=(f"owner.unreachable: {problem}",) if problem else (),
             bundle=bundle,
         )

@@ -49,3 +49,4 @@ class Tools(Struct, frozen=True, kw_only=True):
     timings: Timings
     host_env: Mapping[str, str]
     default_shell: str
+    public_url: str

@@ -37,6 +37,7 @@ class Worker:
         workspaces: Workspaces,
         host_env: Mapping[str, str],
         default_shell: str = "",
+        public_url: str = "",
         timings: Timings = Timings(),  # noqa: B008  a frozen value
     ) -> None:
         """Take everything that the worker needs; nothing happens before `run`.
@@ -61,6 +62,7 @@ class Worker:
             timings=timings,
             host_env=dict(host_env),
             default_shell=default_shell,
+            public_url=public_url,
         )
         listed = routes.listed()
         self._slots = asyncio.Semaphore(max_active_runs)

@@ -157,6 +157,7 @@ def make_request(text: str, base: Path, *, host_env: Mapping[str, str] | None = 
     key = attempt_key(root=RUN, run=RUN, attempt_id=attempt)
     bundle = changes.pop("archive", None)
     process_env = changes.pop("process_env", {})
+    public_url = changes.pop("public_url", "")
     values: dict[str, Any] = {"operation": Operation.START, "run": RUN, "root": RUN, "definition": text}
     task = Task(**{**values, "attempt_id": attempt, "attempt_key": key, **changes})
     folders = RunFolders(logs=base / "logs", work=base / "work", artifacts=base / "artifacts")
@@ -173,6 +174,7 @@ def make_request(text: str, base: Path, *, host_env: Mapping[str, str] | None = 
         default_shell="sh",
         bundle=bundle,
         process_env=process_env,
+        public_url=public_url,
     )
 
 

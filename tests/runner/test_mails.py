@@ -7,9 +7,9 @@ from pathlib import Path
 
 import pytest
 
-from secure_dagu.run.model import RunStatus
-from secure_dagu.runner.mails import MAX_CELL, MAX_ROWS, Row, body, subject
-from tests.runner.harness import run
+from secure_dagu.run.model import DagRunRef, RunStatus
+from secure_dagu.runner.mails import MAX_CELL, MAX_ROWS, Row, body, page_of, subject
+from tests.runner.harness import RUN, run
 from tests.runner.mailserver import MailServer, mail_server
 
 AT = datetime(2026, 1, 2, 3, 4, 5, tzinfo=UTC)
@@ -92,6 +92,23 @@ async def test_secrets_are_hidden_and_scripts_not_shown(tmp_path: Path) -> None:
     assert "*******" in html
     assert b"hunter2" not in server.raw[0]
     assert "private words" not in html
+
+
+async def test_a_mail_leads_to_the_page_of_its_run(tmp_path: Path) -> None:
+    text = "mail_on: {success: true}\nsteps: [{name: a, run: 'true'}]\n"
+    async with mail_server() as server:
+        await run(dag(server, text), tmp_path, public_url="https://dagu.example.org/flows")
+    wanted = page_of("https://dagu.example.org/flows", run=RUN, root=RUN)
+    assert wanted == f"https://dagu.example.org/flows/dag-runs/{RUN.name}/{RUN.run_id}"
+    assert f'<a href="{wanted}">{RUN.run_id}</a>' in content(server)
+
+
+def test_the_page_of_a_child_is_below_its_root_and_without_a_url_there_is_none() -> None:
+    child = DagRunRef("part", "c&1")
+    assert page_of("https://x", run=child, root=RUN) == f"https://x/dag-runs/{RUN.name}/{RUN.run_id}?child=c%261"
+    assert page_of("", run=child, root=RUN) == ""
+    assert "<a " not in body("d", "r", "failed", [row()])
+    assert 'href="https://x/&quot;&gt;"' in body("d", "r", "failed", [row()], url='https://x/">')
 
 
 async def test_a_mail_that_cannot_be_sent_does_not_change_the_run(tmp_path: Path) -> None:

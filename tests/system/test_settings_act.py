@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 import re
 import socket
@@ -16,6 +17,7 @@ import httpx
 import pytest
 
 from tests.ports import free_port
+from tests.runner.mailserver import mail_server
 from tests.system.conftest import Cluster
 from tests.system.hosts import Host, Service
 
@@ -69,6 +71,7 @@ paths:
   service_registry_dir: ROOT/registry
 """
 PREFIX = "/flows/api/v7"
+SYNC = {"timeout": 60, "dagRunId": "told1"}
 LOOK = """\
 artifacts: {enabled: true}
 steps:
@@ -169,6 +172,20 @@ def test_ui_log_encoding_charset_reads_logs_of_this_host_and_of_workers(client: 
     assert (download.content, download.headers["content-type"]) == (b"gr\xfcn\n", "text/plain; charset=iso-8859-1")
     own = client.get(f"/api/v1/dag-runs/{dag}/green/log/download")
     assert own.headers["content-type"] == "text/plain; charset=utf-8", "the run's own log is ours"
+
+
+async def test_mails_of_runs_lead_to_pages_below_the_public_url(client: httpx.Client) -> None:
+    async with mail_server() as server:
+        spec = (
+            f"smtp: {{host: 127.0.0.1, port: {server.port}}}\nmail_on: {{failure: true}}\n"
+            "error_mail: {from: a@x.test, to: b@x.test}\nsteps: [{id: a, run: 'false'}]\n"
+        )
+        for path, body in (("/dags", {"name": "tells", "spec": spec}), ("/dags/tells/start-sync", SYNC)):
+            answer = await asyncio.to_thread(client.post, f"/api/v1{path}", json=body)
+            assert answer.status_code in (200, 201), answer.text
+        html = server.mails[0].get_body(("html",))
+        assert html is not None
+        assert 'href="https://dagu.example.org/flows/dag-runs/tells/told1"' in str(html.get_content())
 
 
 def test_public_url_and_cors_let_named_origins_in_and_nobody_else(client: httpx.Client) -> None:
