@@ -22,6 +22,7 @@ from secure_dagu.local.state import StateFolder
 from secure_dagu.run.model import DagRunRef, RunStatus, TriggerType, attempt_key
 from secure_dagu.runner.api import ChildRequest, ChildResult, Enqueued
 from secure_dagu.runner.files import schema_reader
+from secure_dagu.runner.masking import Masker
 from secure_dagu.store.records import Record
 
 if TYPE_CHECKING:
@@ -55,7 +56,7 @@ class LocalChildren:
         from secure_dagu.local.runs import new_attempt_id  # that module imports this one
 
         start = self._child_start(request, run)
-        snapshot = {**start.snapshot(), "params": _masked(request.params, request.secrets)}
+        snapshot = {**start.snapshot(), "params": Masker(request.secrets).text(request.params)}
         attempt = record.begin_attempt(new_attempt_id(record), snapshot, now=datetime.now(UTC))
         task = replace(
             self._task,
@@ -175,10 +176,3 @@ class LocalChildren:
     async def list_state(self, *, scope: str, namespace: str, prefix: str, limit: int) -> Sequence[StateEntry]:
         """List values of this host."""
         return self._state.list(scope=scope, namespace=namespace, prefix=prefix, limit=limit)
-
-
-def _masked(text: str, secrets: Sequence[str]) -> str:
-    """Return a child's parameters as its record keeps them: a secret that a parent hands over stays off the disk."""
-    for secret in sorted(filter(None, secrets), key=len, reverse=True):
-        text = text.replace(secret, "*******")
-    return text

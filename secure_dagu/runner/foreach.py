@@ -29,7 +29,8 @@ from secure_dagu.run.model import RunStatus
 from secure_dagu.runner import streams
 from secure_dagu.runner.context import SUCCESS, Done, StepContext
 from secure_dagu.runner.graph import Graph
-from secure_dagu.runner.output import LogFile, Masker
+from secure_dagu.runner.masking import Masker
+from secure_dagu.runner.output import LogFile
 
 MAX_ITEMS = 1000
 FOLDER = "foreach"

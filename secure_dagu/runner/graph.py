@@ -26,7 +26,8 @@ from secure_dagu.run.machine import RunState
 from secure_dagu.run.model import StepStatus
 from secure_dagu.runner import shell, steps, streams
 from secure_dagu.runner.api import ChildRuns, RunRequest
-from secure_dagu.runner.output import LogFile, Masker
+from secure_dagu.runner.masking import Masker
+from secure_dagu.runner.output import LogFile
 
 if TYPE_CHECKING:
     from secure_dagu.runner.containers import RunContainer

@@ -1,4 +1,4 @@
-"""Where a step's output goes: its log file, what it publishes, and never a secret in either.
+"""Where a step's output goes: its log file, what it publishes, and never a secret in either (see `masking`).
 
 The log file is the worker's spool: bytes once written never change, and whoever ships them is told how many there are.
 """
@@ -15,80 +15,11 @@ from msgspec import Struct, field
 
 from secure_dagu.dag.model import DeclaredOutput
 from secure_dagu.errors import DefinitionError, LimitExceeded
+from secure_dagu.runner.masking import Masker
 
-MASK = b"*******"
 TAIL_BYTES = 4096
 TAIL_LINES = 10
 """How much of stderr the error of a failed command repeats."""
-
-
-class Masker:
-    """Replace secret values in a stream of pieces, across the borders between them."""
-
-    def __init__(self, secrets: Sequence[str]) -> None:
-        # Longest first, so that a secret which contains another is replaced whole.
-        # A program that prints JSON prints a secret as JSON writes it, so this form is one to hide too.
-        forms = {form for value in secrets for form in (value, json.dumps(value)[1:-1], _json_text(value))}
-        values = sorted({raw(form) for form in forms if form}, key=len, reverse=True)
-        self._pattern = re.compile(b"|".join(re.escape(value) for value in values)) if values else None
-        self._values = values
-        self._held = b""
-
-    def feed(self, data: bytes) -> bytes:
-        """Return what can be written now; a tail that may be the beginning of a secret is held back."""
-        if self._pattern is None:
-            return data
-        data = self._held + data
-        keep = self._tail(data)
-        self._held = data[len(data) - keep :] if keep else b""
-        return self._pattern.sub(MASK, data[: len(data) - keep])
-
-    def finish(self) -> bytes:
-        """Return what was held back; the stream has ended."""
-        held, self._held = self._held, b""
-        return self._pattern.sub(MASK, held) if self._pattern else held
-
-    def text(self, text: str) -> str:
-        """Return a whole text with secrets masked."""
-        if self._pattern is None:
-            return text
-        return self._pattern.sub(MASK, raw(text)).decode(errors="replace")
-
-    def _tail(self, data: bytes) -> int:
-        """Return how many bytes at the end may be the beginning of a secret."""
-        longest = 0
-        for value in self._values:
-            at = data.find(value[:1], max(0, len(data) - len(value) + 1))
-            while 0 <= at < len(data) - longest:
-                if value.startswith(data[at:]):
-                    longest = len(data) - at
-                    break
-                at = data.find(value[:1], at + 1)
-        if not longest:
-            return 0
-        # A whole secret that ends inside the tail must not be cut in two.
-        assert self._pattern is not None, "there are secrets"
-        start = len(data) - longest
-        for match in self._pattern.finditer(data):
-            if match.start() < start < match.end():
-                return len(data) - match.end()
-        return longest
-
-
-def raw(text: str) -> bytes:
-    """Return the bytes of a text as a program would write them, whatever is in it.
-
-    A host's environment may hold bytes that are no text, which Python carries as surrogates; a surrogate out of JSON
-    stands for nothing.
-    """
-    try:
-        return text.encode(errors="surrogateescape")
-    except UnicodeEncodeError:
-        return text.encode(errors="replace")
-
-
-def _json_text(value: str) -> str:
-    return json.dumps(value, ensure_ascii=False)[1:-1]
 
 
 class LogFile:

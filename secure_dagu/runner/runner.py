@@ -27,7 +27,8 @@ from secure_dagu.runner import conditions, environment, limits, process, setup, 
 from secure_dagu.runner.api import ChildRuns, RunObserver, RunRequest
 from secure_dagu.runner.files import make_working_dir
 from secure_dagu.runner.graph import Graph
-from secure_dagu.runner.output import LogFile, Masker
+from secure_dagu.runner.masking import Masker
+from secure_dagu.runner.output import LogFile
 
 if TYPE_CHECKING:
     from secure_dagu.runner.containers import RunContainer
@@ -161,7 +162,7 @@ class Execution(Graph):
         except OSError as error:
             self._events.put_nowait(machine.SetupFailed(f"the run could not be set up: {error.strerror}"))
             return
-        self.masker = self.new_masker()
+        self.masker = Masker(self.secrets)
         self._snapshots.mask = self.masker.text
         self._events.put_nowait(machine.Started())
 
@@ -228,7 +229,7 @@ class Execution(Graph):
 
     def new_masker(self) -> Masker:
         """Return a masker of its own for a stream."""
-        return Masker(self.secrets)
+        return self.masker.anew()
 
     def gate(self, step: Step) -> Gate | None:
         """Return what a step of a build DAG passes through."""

@@ -1,69 +1,16 @@
-"""Logs, captures and declared outputs, as values; masking above all."""
+"""Logs, captures and declared outputs, as values."""
 
 from __future__ import annotations
 
-import json
-import time
-from collections.abc import Sequence
 from pathlib import Path
 
 import pytest
-from hypothesis import given
-from hypothesis import strategies as st
 
 from secure_dagu.dag.model import DeclaredOutput
 from secure_dagu.errors import DefinitionError, LimitExceeded
 from secure_dagu.run.patterns import line_holds
-from secure_dagu.runner.output import MASK, Capture, LogFile, Masker, read_output_file
-
-# Two letters make overlaps, prefixes of prefixes and secrets inside secrets likely.
-secrets = st.lists(st.text("ab", min_size=1, max_size=5), min_size=1, max_size=4)
-pieces = st.lists(st.text("abc", max_size=7).map(str.encode), max_size=12)
-
-
-def fed(values: Sequence[str], data: Sequence[bytes]) -> bytes:
-    masker = Masker(values)
-    return b"".join(map(masker.feed, data)) + masker.finish()
-
-
-@given(values=secrets, data=pieces)
-def test_masking_does_not_depend_on_where_the_output_was_cut(values: list[str], data: list[bytes]) -> None:
-    whole = b"".join(data)
-    assert fed(values, data) == fed(values, [whole]) == Masker(values).text(whole.decode()).encode()
-
-
-@given(values=secrets, data=pieces)
-def test_no_secret_is_left_in_masked_output(values: list[str], data: list[bytes]) -> None:
-    # Text on the two sides of a mask was never next to each other, so each side counts on its own.
-    for part in fed(values, data).split(MASK):
-        assert not any(value.encode() in part for value in values)
-
-
-@given(values=secrets, data=pieces)
-def test_output_without_a_secret_is_untouched(values: list[str], data: list[bytes]) -> None:
-    upper = [piece.upper() for piece in data]
-    assert fed(values, upper) == b"".join(upper)
-
-
-def test_empty_secrets_are_not_masked() -> None:
-    assert fed(["", ""], [b"abc"]) == b"abc"
-
-
-@pytest.mark.parametrize("value", ['a"b\\c', "line\none", "grün", "raw-\udcff-byte", "lone-\ud800"])
-def test_a_secret_is_masked_as_programs_write_it(value: str) -> None:
-    written = value.encode(errors="surrogateescape") if "\ud800" not in value else b"lone-?"
-    assert fed([value], [b"<", written, b">"]) == b"<" + MASK + b">"
-    if value.isprintable():
-        for text in (json.dumps(value), json.dumps(value, ensure_ascii=False)):
-            assert Masker([value]).text(text) == f'"{MASK.decode()}"'
-
-
-def test_a_large_secret_costs_next_to_nothing_a_piece() -> None:
-    masker = Masker(["k" + "x" * 2**20])
-    started = time.process_time()
-    for _ in range(200):
-        masker.feed(b"x" * 4096)
-    assert time.process_time() - started < 1
+from secure_dagu.runner.masking import Masker
+from secure_dagu.runner.output import Capture, LogFile, read_output_file
 
 
 def test_a_log_grows_and_tells_its_size(tmp_path: Path) -> None:

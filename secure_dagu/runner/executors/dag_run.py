@@ -26,7 +26,7 @@ from secure_dagu.run.outputs import is_call
 from secure_dagu.runner.api import ChildRequest, ChildResult, Enqueued
 from secure_dagu.runner.context import SUCCESS, Done, StepContext
 from secure_dagu.runner.files import schema_reader
-from secure_dagu.runner.output import raw
+from secure_dagu.runner.masking import raw
 
 MAX_ITEMS = 1000
 _BASE58 = "123456789ABCDEFGHJKLMNPQRSTUVWXYZabcdefghijkmnopqrstuvwxyz"

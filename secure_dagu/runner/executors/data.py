@@ -17,7 +17,7 @@ from secure_dagu.runner.context import SUCCESS, Done, StepContext
 from secure_dagu.runner.executors import jq_filter
 from secure_dagu.runner.executors.options import Options
 from secure_dagu.runner.executors.stopping import unless_stopped
-from secure_dagu.runner.output import raw
+from secure_dagu.runner.masking import raw
 
 FORMATS = ("json", "yaml", "csv", "tsv", "text")
 MAX_OUTPUT = 64 * 2**20

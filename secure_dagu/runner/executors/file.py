@@ -24,7 +24,7 @@ from secure_dagu.runner.executors.options import Options
 from secure_dagu.runner.executors.stopping import unless_stopped
 from secure_dagu.runner.executors.threads import in_thread
 from secure_dagu.runner.files import path_below
-from secure_dagu.runner.output import raw
+from secure_dagu.runner.masking import raw
 
 Answer = dict[str, Any]
 

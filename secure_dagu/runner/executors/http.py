@@ -21,7 +21,7 @@ from secure_dagu.runner.executors import file_access as access
 from secure_dagu.runner.executors.options import Options
 from secure_dagu.runner.executors.stopping import unless_stopped
 from secure_dagu.runner.files import path_below
-from secure_dagu.runner.output import raw
+from secure_dagu.runner.masking import raw
 
 CONNECT_S = 30.0
 SILENCE_S = 600.0

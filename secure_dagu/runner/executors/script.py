@@ -12,7 +12,7 @@ from secure_dagu.run.model import SCRIPT_PREFIX
 from secure_dagu.runner import shell
 from secure_dagu.runner.context import Done, StepContext
 from secure_dagu.runner.executors import command
-from secure_dagu.runner.output import raw
+from secure_dagu.runner.masking import raw
 
 
 async def execute(context: StepContext) -> Done:

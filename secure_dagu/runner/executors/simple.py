@@ -6,7 +6,7 @@ from secure_dagu.dag import formats
 from secure_dagu.dag.values import FieldMode, resolve, resolve_tree
 from secure_dagu.run.machine import ROUTER_VALUE, Result
 from secure_dagu.runner.context import SUCCESS, Done, StepContext
-from secure_dagu.runner.output import raw
+from secure_dagu.runner.masking import raw
 
 
 async def noop(context: StepContext) -> Done:

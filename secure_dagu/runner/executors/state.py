@@ -16,7 +16,7 @@ from secure_dagu.runner.context import SUCCESS, Done, StepContext
 from secure_dagu.runner.executors.file_access import time_text
 from secure_dagu.runner.executors.options import Options
 from secure_dagu.runner.executors.stopping import unless_stopped
-from secure_dagu.runner.output import raw
+from secure_dagu.runner.masking import raw
 
 GLOBAL = "_"
 MAX_VALUE_BYTES = 2**20

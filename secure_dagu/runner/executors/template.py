@@ -13,7 +13,7 @@ from secure_dagu.runner.context import SUCCESS, Done, StepContext
 from secure_dagu.runner.executors import file_access as access
 from secure_dagu.runner.executors.stopping import unless_stopped
 from secure_dagu.runner.files import path_below
-from secure_dagu.runner.output import raw
+from secure_dagu.runner.masking import raw
 
 _ONE_REFERENCE = re.compile(r"\$\{[^{}]+\}")
 
