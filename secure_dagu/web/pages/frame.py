@@ -7,6 +7,7 @@ import re
 from collections.abc import Mapping
 from datetime import UTC, datetime, tzinfo
 from functools import cache
+from hashlib import sha256
 from pathlib import Path
 from typing import Any, Final
 from urllib.parse import quote
@@ -92,6 +93,7 @@ SHORTCUTS: Final = (
 )
 """Keys, and what they do (`static/frame.js`)."""
 
+_TICKING: Final = re.compile(r"(?<=>)[^<]*(?=</time>)")
 _UNITS: Final = ("B", "KiB", "MiB", "GiB", "TiB")
 
 
@@ -126,7 +128,15 @@ def render(request: Request, person: Person, template: str, *, status: int = 200
         "zone": zone_of(services),
     }  # fmt: skip
     text = environment().get_template(template).render({**frame, **values})
-    return HTMLResponse(text, status_code=status, headers={"Cache-Control": "private, no-store"})
+    headers = {"Cache-Control": "private, no-store", "ETag": tag_of(text)}
+    if status == 200 and request.headers.get("if-none-match") == headers["ETag"]:
+        return Response(status_code=304, headers=headers)  # only live.js asks so: it has the page, and shows it
+    return HTMLResponse(text, status_code=status, headers=headers)
+
+
+def tag_of(text: str) -> str:
+    """Return what differs when a page says something else; times that tick in the browser do not count."""
+    return f'W/"{sha256(_TICKING.sub("", text).encode()).hexdigest()[:32]}"'
 
 
 def shared(services: Services) -> Mapping[str, Any]:

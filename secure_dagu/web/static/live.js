@@ -21,6 +21,7 @@ class Live {
     this.again = false;
     this.asked = 0;
     this.took = 0;
+    this.tag = "";
   }
 
   start() {
@@ -94,12 +95,14 @@ class Live {
     this.asked = Date.now();
     let response;
     try {
-      response = await fetch(location.href, { credentials: "same-origin", headers: { Accept: "text/html" } });
+      const headers = { Accept: "text/html", ...(this.tag && { "If-None-Match": this.tag }) };
+      response = await fetch(location.href, { credentials: "same-origin", headers });
     } catch {
       return;
     }
     if (response.redirected && new URL(response.url).pathname.endsWith("/login")) location.reload();
     if (!response.ok || response.redirected) return;
+    this.tag = response.headers.get("ETag") ?? "";
     const fresh = new DOMParser().parseFromString(await response.text(), "text/html");
     for (const region of document.querySelectorAll("[data-live]")) {
       const other = fresh.getElementById(region.id);
