@@ -183,6 +183,7 @@ async def test_mails_of_runs_lead_to_pages_below_the_public_url(client: httpx.Cl
         for path, body in (("/dags", {"name": "tells", "spec": spec}), ("/dags/tells/start-sync", SYNC)):
             answer = await asyncio.to_thread(client.post, f"/api/v1{path}", json=body)
             assert answer.status_code in (200, 201), answer.text
+        assert (await asyncio.to_thread(client.delete, "/api/v1/dags/tells")).is_success
         html = server.mails[0].get_body(("html",))
         assert html is not None
         assert 'href="https://dagu.example.org/flows/dag-runs/tells/told1"' in str(html.get_content())
